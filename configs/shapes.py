@@ -1,0 +1,135 @@
+"""The shapes world: the main job from raw files to a model that reads and draws, on a laptop's CPU.
+
+    mmgpt run quickstart     minutes, 2 cores: corpus, tokenizers, a decoder, scores and a report
+    mmgpt run shapes         about an hour: the same road with a larger decoder and more of everything
+
+One decoder learns all tasks at once: text -> image, image -> caption, questions, clips, stories, edits.
+"""
+
+from mmgpt.data.images import ImageRows, Pictures
+from mmgpt.data.loader import PackedRows
+from mmgpt.data.mixture import Source
+from mmgpt.models.decoder import Decoder
+from mmgpt.models.patch_vq import PatchVQ
+from mmgpt.objectives.autoencode import Autoencode
+from mmgpt.objectives.next_token import NextToken
+from mmgpt.recipe import Recipe, Step
+from mmgpt.tokens.grammars.emu3 import Emu3
+from mmgpt.train.optimizer import Optimizer
+from mmgpt.train.run import Run, Tokens
+
+SOURCES = {"pairs": "webdataset", "stories": "jsonl", "clips": "mp4", "questions": "jsonl", "edits": "jsonl"}
+"""Sources of the corpus and the format each is imported from."""
+
+TASKS = ("draw", "unseen", "caption", "answer", "next_frame", "story", "edit")
+"""Evaluation prompts of the corpus."""
+
+
+def _vision(folder: str, steps: int, structure: int) -> Run:
+    return Run(
+        model=PatchVQ.Config(patch=8, structure=structure, colour=64, palette=3, width=256, dim=16),
+        objective=Autoencode.Config(),
+        data=ImageRows.Config(
+            sources=tuple(Pictures.Config(path=f"{folder}/data/{name}") for name in ("pairs", "clips")),
+            height=48,
+            width=48,
+            batch_rows=64,
+        ),
+        optimizer=Optimizer.Config(learning_rate=3e-3, warmup=50, weight_decay=0.0),
+        steps=steps,
+        evaluate_every=steps,
+        save_every=steps,
+        log_every=50,
+        held_out_batches=2,
+        samples=8,
+    )
+
+
+def _decoder(folder: str, steps: int, model: Decoder.Config, batch_rows: int, learning_rate: float) -> Run:
+    def source(name: str, weight: float, swap: float = 0.0, drop_text: float = 0.0) -> Source.Config:
+        path = f"{folder}/tokens/{name}"
+        return Source.Config(path=path, weight=weight, swap=swap, drop_text=drop_text, swapped_media_loss=0.1)
+
+    return Run(
+        model=model,
+        objective=NextToken.Config(z_loss=1e-5),
+        tokens=Tokens(grammar=Emu3.Config(), text=f"{folder}/text.model", vision=f"{folder}/vision"),
+        data=PackedRows.Config(
+            sources=(
+                source("pairs", 0.40, swap=0.4, drop_text=0.05),
+                source("questions", 0.18),
+                source("clips", 0.14, swap=0.7),
+                source("edits", 0.16),
+                source("stories", 0.12),
+            ),
+            row_length=384,
+            batch_rows=batch_rows,
+        ),
+        optimizer=Optimizer.Config(learning_rate=learning_rate, warmup=100, final=0.05),
+        steps=steps,
+        evaluate_every=max(1, steps // 4),
+        save_every=max(1, steps // 4),
+        log_every=20,
+        held_out_batches=2,
+    )
+
+
+def quickstart_vision() -> Run:
+    """The quickstart's image tokenizer: 0.3 M parameters, about a minute."""
+    return _vision("runs/quickstart", steps=800, structure=1024)
+
+
+def quickstart_model() -> Run:
+    """The quickstart's decoder, at most 8 minutes on 2 cores."""
+    model = Decoder.Config(layers=6, embed=192, mlp=512, heads=3, kv_heads=3, head_dim=64, scan=False)
+    return _decoder("runs/quickstart", steps=1200, model=model, batch_rows=5, learning_rate=3e-3)
+
+
+def shapes_vision() -> Run:
+    """The larger run's image tokenizer: more steps and codes."""
+    return _vision("runs/shapes", steps=3000, structure=1024)
+
+
+def shapes_model() -> Run:
+    """The larger run's decoder: about an hour on 2 cores."""
+    model = Decoder.Config(layers=6, embed=256, mlp=704, heads=4, kv_heads=4, head_dim=64, scan=False)
+    return _decoder("runs/shapes", steps=4000, model=model, batch_rows=8, learning_rate=2e-3)
+
+
+def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
+    folder = f"runs/{name}"
+    steps = [Step(command=("data", "shapes", "--out", "{dir}/raw", *corpus))]
+    raws = {source: (format, f"{{dir}}/raw/{source}") for source, format in SOURCES.items()}
+    raws |= {f"eval/{task}": ("jsonl", f"{{dir}}/raw/eval/{task}") for task in TASKS}
+    for source, (format, path) in raws.items():
+        out = f"data/{source}"
+        command = ("data", "import", format, path, "--out", f"{{dir}}/{out}")
+        steps.append(Step(command=command, makes=f"{out}/manifest.json"))
+    data = [f"{{dir}}/data/{source}" for source in SOURCES]
+    steps.append(
+        Step(
+            command=("tokenize", "text", *data, "--size", str(text_size), "--out", "{dir}/text.model"),
+            makes="text.model",
+        )
+    )
+    steps.append(Step(command=("train", f"{name}_vision", "--run-dir", "{dir}/vision")))
+    media = ("--text", "{dir}/text.model", "--vision", "{dir}/vision", "--area", "2304")
+    sources = [f"{{dir}}/data/{source}" for source in raws]
+    steps.append(Step(command=("tokenize", "data", *sources, *media, "--out", "{dir}/tokens")))
+    steps.append(Step(command=("train", f"{name}_model", "--run-dir", "{dir}/model")))
+    prompts = [f"{{dir}}/tokens/{task}" for task in TASKS]
+    steps.append(Step(command=("eval", "{dir}/model", "--prompts", *prompts, "--json", "{dir}/scores.json")))
+    steps.append(Step(command=("report", "{dir}")))
+    return Recipe(directory=folder, steps=tuple(steps))
+
+
+def quickstart() -> Recipe:
+    """From nothing to `runs/quickstart/report.html` in at most 15 minutes on 2 cores."""
+    sizes = {"pairs": 7000, "stories": 1400, "clips": 1800, "questions": 3000, "edits": 2500, "eval-each": 100}
+    return _road("quickstart", tuple(f"--{k}={v}" for k, v in sizes.items()), text_size=512)
+
+
+def shapes() -> Recipe:
+    """The same road in about an hour: `runs/shapes/report.html`."""
+    sizes = {"pairs": 30000, "stories": 6000, "clips": 8000, "questions": 14000, "edits": 12000, "eval-each": 300}
+    return _road("shapes", tuple(f"--{k}={v}" for k, v in sizes.items()), text_size=512)

@@ -1,0 +1,383 @@
+"""Record datasets: a folder of ArrayRecord shards of documents, an index of segment sizes, and a manifest.
+
+manifest.json                written last: a folder without it is half-written and is never read
+shard-00000.array_record     records in document order
+index-{offset,kind,shape,loss}.npy   sizes of all segments, memory-mapped
+rejects.jsonl                one {"key", "reason", "place"} a line for what was not accepted
+"""
+
+import bisect
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import json
+import os
+import threading
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
+
+from mmgpt.core.document import Document
+from mmgpt.core.errors import UserError
+from mmgpt.core.log import write_atomic
+from mmgpt.data.codec import RecordError, decode, encode
+from mmgpt.data.index import Index, segment_shape
+
+__all__ = [
+    "Dataset",
+    "DatasetError",
+    "Index",
+    "RecordError",
+    "ShardInfo",
+    "Writer",
+    "decode",
+    "encode",
+    "read_shard_info",
+    "segment_shape",
+    "shard_name",
+    "write_manifest",
+    "write_shard",
+]
+
+_MANIFEST = "manifest.json"
+_REJECTS = "rejects.jsonl"
+_OURS = ("shard-*.array_record*", "index-*.npy*", ".*.tmp", _REJECTS, _MANIFEST)
+_VERSION = 1
+
+
+class DatasetError(UserError, RuntimeError):
+    """A dataset folder that cannot be read or written; the message says what to do."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class ShardInfo:
+    """A finished shard: file name, documents, size in bytes, hash of the file, and the index of its segments."""
+
+    file: str
+    documents: int
+    bytes: int
+    sha256: str
+    index: Index
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    """Turns failures to write into DatasetError: OSError, and ArrayRecord's RuntimeError."""
+    try:
+        yield
+    except (OSError, RuntimeError) as e:
+        if isinstance(e, DatasetError):
+            raise
+        full = getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e)
+        advice = "The disk is full: free space and run it again" if full else "Check the folder and run it again"
+        raise DatasetError(f"{path}: could not be written ({e}). {advice}; nothing half-written was kept.") from e
+
+
+class _ShardWriter:
+    """One shard under a temporary name until `finish`."""
+
+    def __init__(self, path: Path, options: str) -> None:
+        self.path = path
+        self._temporary = path.with_name(path.name + ".tmp")
+        self._index: list[Index] = []
+        with self._cleaning():
+            self._writer = ArrayRecordWriter(str(self._temporary), options)
+
+    @property
+    def documents(self) -> int:
+        return len(self._index)
+
+    def add(self, document: Document) -> None:
+        data = encode(document)
+        with self._cleaning():
+            self._writer.write(data)
+        self._index.append(Index.of([document]))
+
+    def finish(self) -> ShardInfo:
+        with self._cleaning():
+            self._writer.close()
+            with open(self._temporary, "rb") as file:
+                os.fsync(file.fileno())  # the manifest must not outlive the shards when the machine stops
+            size, digest = self._temporary.stat().st_size, _sha256(self._temporary)
+            self._temporary.replace(self.path)
+        index = Index.joined(self._index)
+        return ShardInfo(file=self.path.name, documents=self.documents, bytes=size, sha256=digest, index=index)
+
+    def abort(self) -> None:
+        with contextlib.suppress(OSError, RuntimeError):
+            self._writer.close()
+        self._temporary.unlink(missing_ok=True)
+
+    @contextlib.contextmanager
+    def _cleaning(self) -> Iterator[None]:
+        try:
+            with _writing(self.path):
+                yield
+        except DatasetError:
+            self._temporary.unlink(missing_ok=True)
+            raise
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shard_name(number: int) -> str:
+    """The file name of a shard."""
+    return f"shard-{number:05d}.array_record"
+
+
+def write_shard(path: Path, documents: Iterable[Document], options: str = "group_size:1") -> ShardInfo:
+    """Writes one shard that appears under `path` only when complete. Raises DatasetError, RecordError."""
+    shard = _ShardWriter(path, options)
+    try:
+        for document in documents:
+            shard.add(document)
+        return shard.finish()
+    except BaseException:
+        shard.abort()
+        raise
+
+
+def read_shard_info(path: Path) -> ShardInfo:
+    """What `write_shard` returned for a shard, read again from its records. Raises DatasetError, RecordError."""
+    try:
+        reader = ArrayRecordReader(str(path))
+        records = reader.read_all()
+        reader.close()
+        size, digest = path.stat().st_size, _sha256(path)
+    except (OSError, RuntimeError) as e:
+        raise DatasetError(f"{path}: cannot be read ({e}). Delete it and write it again.") from e
+    index = Index.of(decode(r, f"{path}, record {i}") for i, r in enumerate(records))
+    return ShardInfo(file=path.name, documents=len(records), bytes=size, sha256=digest, index=index)
+
+
+def write_manifest(
+    directory: Path, name: str, infos: list[ShardInfo], rejected: int, meta: dict[str, Any] | None = None
+) -> None:
+    """Completes a dataset whose shards are in place: the joined index, then the manifest, atomically.
+
+    `meta` is any JSON value table. Raises DatasetError.
+    """
+    index = Index.joined([info.index for info in infos])
+    shards = [{"file": i.file, "documents": i.documents, "bytes": i.bytes, "sha256": i.sha256} for i in infos]
+    manifest = {
+        "version": _VERSION,
+        "name": name,
+        "documents": sum(i.documents for i in infos),
+        "segments": len(index.kind),
+        "rejected": rejected,
+        "shards": shards,
+        "meta": meta or {},
+    }
+    with _writing(directory):
+        index.save(directory)
+        write_atomic(directory / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
+
+
+class Writer:
+    """Writes a dataset folder, as a context manager; an exception inside leaves at most the rejects file.
+
+    A half-written folder is cleaned first; a complete one raises DatasetError unless `overwrite`, and so does a
+    folder that holds anything else.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        name: str,
+        shard_documents: int = 4096,
+        options: str = "group_size:1",
+        overwrite: bool = False,
+        meta: dict[str, Any] | None = None,
+    ) -> None:
+        self.directory = directory
+        self.name = name
+        self.meta = dict(meta or {})
+        self.rejected = 0
+        self._shard_documents = shard_documents
+        self._options = options
+        self._infos: list[ShardInfo] = []
+        self._shard: _ShardWriter | None = None
+        with _writing(directory):
+            _prepare(directory, overwrite)
+            self._rejects = open(self.rejects_path, "w", encoding="utf-8")  # noqa: SIM115
+
+    @property
+    def rejects_path(self) -> Path:
+        return self.directory / _REJECTS
+
+    @property
+    def documents(self) -> int:
+        """Documents written so far."""
+        return sum(i.documents for i in self._infos) + (self._shard.documents if self._shard else 0)
+
+    def write(self, document: Document) -> None:
+        """Appends a document. Raises RecordError (the dataset stays usable) and DatasetError."""
+        if self._shard is None:
+            self._shard = _ShardWriter(self.directory / shard_name(len(self._infos)), self._options)
+        self._shard.add(document)
+        if self._shard.documents >= self._shard_documents:
+            self._finish_shard()
+
+    def reject(self, key: str, reason: str, place: str) -> None:
+        """Notes in rejects.jsonl what was not accepted, why, and where it is."""
+        with _writing(self.rejects_path):
+            self._rejects.write(json.dumps({"key": key, "reason": reason, "place": place}) + "\n")
+        self.rejected += 1
+
+    def close(self) -> None:
+        """Finishes the last shard and writes index and manifest."""
+        if self._shard is not None:
+            self._finish_shard()
+        with _writing(self.rejects_path):
+            self._rejects.close()
+        write_manifest(self.directory, self.name, self._infos, self.rejected, self.meta)
+
+    def abort(self) -> None:
+        """Removes everything written but the rejects file."""
+        if self._shard is not None:
+            self._shard.abort()
+        with contextlib.suppress(OSError):
+            self._rejects.close()
+        _clean(self.directory, keep=_REJECTS if self.rejected else "")
+        with contextlib.suppress(OSError):
+            self.directory.rmdir()  # only if empty
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if error is not None:
+            self.abort()
+            return
+        try:
+            self.close()
+        except BaseException:
+            self.abort()
+            raise
+
+    def _finish_shard(self) -> None:
+        assert self._shard is not None
+        shard, self._shard = self._shard, None
+        self._infos.append(shard.finish())
+
+
+def _prepare(directory: Path, overwrite: bool) -> None:
+    if (directory / _MANIFEST).exists() and not overwrite:
+        raise DatasetError(f"{directory}: already holds a dataset. Remove the folder, or pass --overwrite.")
+    directory.mkdir(parents=True, exist_ok=True)
+    ours = {path for pattern in _OURS for path in directory.glob(pattern)}
+    foreign = sorted(path.name for path in directory.iterdir() if path not in ours)
+    if foreign:
+        raise DatasetError(f"{directory}: is not a dataset folder, it holds {foreign[0]!r}. Choose an empty folder.")
+    _clean(directory)
+
+
+def _clean(directory: Path, keep: str = "") -> None:
+    (directory / _MANIFEST).unlink(
+        missing_ok=True
+    )  # first, so that a kill in between leaves no complete-looking folder
+    for path in {path for pattern in _OURS for path in directory.glob(pattern)}:
+        if path.name != keep:
+            path.unlink(missing_ok=True)
+
+
+class Dataset:
+    """Random access to the documents of a dataset folder, safe from many threads; shards open when first read.
+
+    Raises DatasetError if the folder is missing, empty, half-written or damaged.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = Path(directory)
+        self.manifest = _read_manifest(self.directory)
+        self.name: str = self.manifest["name"]
+        self._shards: list[dict[str, Any]] = self.manifest["shards"]
+        for shard in self._shards:
+            path = self.directory / shard["file"]
+            found = path.stat().st_size if path.is_file() else None
+            if found != shard["bytes"]:
+                state = "is missing" if found is None else f"has {found} bytes"
+                raise DatasetError(
+                    f"{path}: {state}, the manifest says {shard['bytes']}. Copy it again or write the dataset again."
+                )
+        counts = [shard["documents"] for shard in self._shards]
+        self._starts: list[int] = np.cumsum([0, *counts]).tolist()
+        self._readers: list[ArrayRecordReader | None] = [None] * len(self._shards)
+        self._lock = threading.Lock()
+        try:
+            self.index = Index.load(self.directory, self._starts[-1], self.manifest["segments"])
+        except (OSError, ValueError) as e:
+            raise DatasetError(f"{e}. Copy the index again or write the dataset again.") from e
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def __getitem__(self, i: int) -> Document:
+        """Document `i`. Raises IndexError, and RecordError if the record is damaged."""
+        return decode(self.raw(i), f"{self.directory}, document {i}")
+
+    def raw(self, i: int) -> bytes:
+        """The bytes of record `i`. Raises IndexError, and RecordError if the record is damaged."""
+        if not 0 <= i < len(self):
+            raise IndexError(f"{self.directory}: document {i} of {len(self)}")
+        shard = bisect.bisect_right(self._starts, i) - 1
+        try:
+            return self._reader(shard).read([int(i) - self._starts[shard]])[0]
+        except RuntimeError as e:
+            place = f"{self.directory / self._shards[shard]['file']}, document {i}"
+            raise RecordError(f"cannot be read ({e}); copy the shard again", place) from e
+
+    def verify(self) -> None:
+        """Compares the hash of every shard with the manifest (reads all bytes). Raises DatasetError."""
+        for shard in self._shards:
+            path = self.directory / shard["file"]
+            if _sha256(path) != shard["sha256"]:
+                raise DatasetError(f"{path}: its hash differs from the manifest. Copy it again.")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Dataset, (self.directory,)  # open readers stay in their process
+
+    def _reader(self, shard: int) -> ArrayRecordReader:
+        reader = self._readers[shard]
+        if reader is None:
+            with self._lock:
+                reader = self._readers[shard]
+                if reader is None:
+                    path = self.directory / self._shards[shard]["file"]
+                    reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
+                    self._readers[shard] = reader
+        return reader
+
+
+def _read_manifest(directory: Path) -> dict[str, Any]:
+    path = directory / _MANIFEST
+    if not path.is_file():
+        if not directory.is_dir():
+            state = "no such folder"
+        elif any(directory.iterdir()):
+            state = "no manifest.json, so this is no dataset or its writing was interrupted"
+        else:
+            state = "the folder is empty"
+        raise DatasetError(f"{directory}: {state}. Write it with `mmgpt data import` or `mmgpt tokenize`.")
+    types = {"name": str, "documents": int, "segments": int, "rejected": int, "shards": list, "meta": dict}
+    fields = {"file": str, "documents": int, "bytes": int, "sha256": str}
+    try:
+        manifest = json.loads(path.read_bytes())
+        sound = manifest.get("version") == _VERSION and all(isinstance(manifest.get(k), t) for k, t in types.items())
+        for shard in manifest["shards"] if sound else ():
+            sound = sound and all(isinstance(shard.get(k), t) for k, t in fields.items())
+            sound = sound and Path(shard["file"]).name == shard["file"]
+        sound = sound and sum(s["documents"] for s in manifest["shards"]) == manifest["documents"]
+    except (ValueError, AttributeError) as e:
+        raise DatasetError(f"{path}: not a manifest ({e}). Write the dataset again.") from e
+    if not sound:
+        raise DatasetError(f"{path}: damaged, or of another version than {_VERSION}. Write the dataset again.")
+    return manifest

@@ -1,0 +1,52 @@
+"""The specification of attention over the visibility rule, in float32 and O(T S) memory."""
+
+import jax
+import jax.numpy as jnp
+
+from mmgpt.core.stream import Visibility
+
+
+def visible(visibility: Visibility) -> jax.Array:
+    """The rule written out: `[B, T, S]` bool, the only T x S mask in the project."""
+    index = visibility.index[:, None, :]
+    inside = (visibility.start[:, :, None] <= index) & (index < visibility.stop[:, :, None])
+    island = visibility.key_island[:, None, :]
+    return inside & ((island == 0) | (island == visibility.island[:, :, None]))
+
+
+def attention(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    visibility: Visibility,
+    *,
+    scale: float,
+    soft_cap: float | None,
+    sinks_H: jax.Array | None,
+    dropout: float,
+    key: jax.Array | None,
+) -> tuple[jax.Array, jax.Array]:
+    """`(out [B, T, H, K], lse [B, T, H] float32)`; a query that sees nothing yields zeros and lse -inf (its sink's, if any)."""
+    B, T, H, K = q_BTHK.shape
+    G = k_BSGK.shape[2]
+    q = q_BTHK.reshape(B, T, G, H // G, K)
+    logits = jnp.einsum("btgrk,bsgk->bgrts", q, k_BSGK, preferred_element_type=jnp.float32) * scale
+    if soft_cap is not None:
+        logits = soft_cap * jnp.tanh(logits / soft_cap)
+    logits = jnp.where(visible(visibility)[:, None, None], logits, -jnp.inf)
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    sink = None if sinks_H is None else sinks_H.astype(jnp.float32).reshape(1, G, H // G, 1, 1)
+    if sink is not None:
+        highest = jnp.maximum(highest, sink)
+    highest = jax.lax.stop_gradient(jnp.where(jnp.isfinite(highest), highest, 0.0))
+    weight = jnp.exp(logits - highest)
+    total = jnp.sum(weight, axis=-1, keepdims=True)
+    if sink is not None:
+        total = total + jnp.exp(sink - highest)
+    empty = total == 0.0
+    weight = weight / jnp.where(empty, 1.0, total)
+    lse = jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, total)) + highest)[..., 0]
+    if key is not None and dropout > 0.0:
+        weight = jnp.where(jax.random.bernoulli(key, 1.0 - dropout, weight.shape), weight / (1.0 - dropout), 0.0)
+    out = jnp.einsum("bgrts,bsgk->btgrk", weight.astype(v_BSGK.dtype), v_BSGK)
+    return out.reshape(B, T, H, K), jnp.moveaxis(lse, -1, 1).reshape(B, T, H)

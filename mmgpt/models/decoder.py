@@ -1,0 +1,155 @@
+"""A decoder-only transformer over one stream of ids: Emu3's shape at any size, and Emu3.5's with QK-norm."""
+
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmgpt.core import config
+from mmgpt.core.stream import Batch, Visibility
+from mmgpt.nn.attention import Attention, KeyValues, empty_cache
+from mmgpt.nn.layers import GatedMLP, RMSNorm, dropout
+from mmgpt.nn.param import einsum, normal, param, take, use
+from mmgpt.nn.stack import Remat, Stack
+from mmgpt.tokens.vocabulary import Vocabulary
+
+
+class Block(nnx.Module):
+    """Pre-norm attention and feed-forward, each with a residual."""
+
+    def __init__(self, rngs: nnx.Rngs, c: "Decoder.Config"):
+        residual_scale = (2 * c.layers) ** -0.5  # keeps the residual stream's variance independent of depth
+        self.attention_norm = RMSNorm(rngs, c.embed, c.norm_epsilon)
+        self.attention = Attention(
+            rngs,
+            embed=c.embed,
+            heads=c.heads,
+            kv_heads=c.kv_heads,
+            head_dim=c.head_dim,
+            rope_theta=c.rope_theta,
+            qk_norm=c.qk_norm,
+            norm_epsilon=c.norm_epsilon,
+            out_scale=residual_scale,
+            dropout=c.attention_dropout,
+        )
+        self.mlp_norm = RMSNorm(rngs, c.embed, c.norm_epsilon)
+        self.mlp = GatedMLP(rngs, c.embed, c.mlp, residual_scale)
+        self.dropout = c.dropout
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        position_BT: jax.Array,
+        visibility: Visibility,
+        *,
+        cache: KeyValues | None = None,
+        slot: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        keys = (None, None, None) if key is None else jax.random.split(key, 3)
+        update, cache = self.attention(
+            self.attention_norm(x_BTD), position_BT, visibility, cache=cache, slot=slot, key=keys[0]
+        )
+        x_BTD = x_BTD + dropout(update, self.dropout, keys[1])
+        return x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, keys[2]), cache
+
+
+class Decoder(nnx.Module):
+    """Embedding, a stack of blocks, final norm and a vocabulary projection."""
+
+    class Config(config.Config):
+        """Sizes of the decoder. `vocab` is the padded row count; 0 is filled in from the grammar at start-up."""
+
+        vocab: int = 0
+        layers: int = 6
+        embed: int = 192
+        mlp: int = 512
+        heads: int = 3
+        kv_heads: int = 3
+        head_dim: int = 64
+        rope_theta: float = 1e4
+        qk_norm: bool = True
+        norm_epsilon: float = 1e-5
+        tied: bool = False
+        dropout: float = 0.0
+        attention_dropout: float = 0.0
+        scan: bool = True
+        remat: Remat = "none"
+        dtype: Literal["float32", "bfloat16"] = "float32"
+
+        def fit(self, vocabulary: Vocabulary) -> "Decoder.Config":
+            """The config with the vocabulary's rows, unless it names its own number."""
+            return self if self.vocab else self.replace(vocab=vocabulary.padded())
+
+        def step_flops(self, batch: Batch) -> float:
+            """Matmul operations of one training step: weights and all T x T scores, forward and twice that backward."""
+            B, T = batch.streams["tokens"].ids.shape
+            block = self.embed * self.head_dim * 2 * (self.heads + self.kv_heads) + 3 * self.embed * self.mlp
+            weights = self.layers * block + self.embed * self.vocab
+            scores = self.layers * 2 * self.heads * self.head_dim * T
+            return 6.0 * B * T * (weights + scores)
+
+        def build(self, rngs: nnx.Rngs) -> "Decoder":
+            if self.vocab <= 0:
+                raise config.ConfigError("model.vocab is 0: give the padded vocabulary size of the grammar.")
+            if self.heads % self.kv_heads:
+                raise config.ConfigError(
+                    f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}; change one of them."
+                )
+            return Decoder(rngs, self)
+
+    def __init__(self, rngs: nnx.Rngs, c: "Decoder.Config"):
+        self.config = c
+        self.embedding = param(rngs, "vocab embed", (c.vocab, c.embed), normal(1.0 if not c.tied else c.embed**-0.5))
+        self.stack = Stack(rngs, lambda rngs: Block(rngs, c), c.layers, scan=c.scan, remat=c.remat)
+        self.norm = RMSNorm(rngs, c.embed, c.norm_epsilon)
+        self.head = None if c.tied else param(rngs, "embed vocab", (c.embed, c.vocab), normal(c.embed**-0.5))
+
+    def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+        """Logits `[B, T, V] float32` of the stream "tokens"; `key` turns dropout on."""
+        c, stream, visibility = self.config, batch.streams["tokens"], batch.visibility["tokens"]
+        keys = None
+        x = take(use(self.embedding, jnp.dtype(c.dtype)), stream.ids, "batch seq embed")
+        if key is not None and (c.dropout > 0.0 or c.attention_dropout > 0.0):
+            embed_key, key = jax.random.split(key)
+            x = dropout(x, c.dropout, embed_key)  # Emu3 drops its input embeddings too
+            keys = jax.random.split(key, c.layers)
+
+        def call(block: Block, x: jax.Array, key: jax.Array | None) -> jax.Array:
+            return block(x, stream.position, visibility, key=key)[0]
+
+        return self.logits(self.stack(call, x, keys))
+
+    def extend(
+        self,
+        blocks: list[Block],
+        ids_BT: jax.Array,
+        position_BT: jax.Array,
+        visibility: Visibility,
+        caches: list[KeyValues],
+        slot: jax.Array,
+    ) -> tuple[jax.Array, list[KeyValues]]:
+        """Hidden states `[B, T, D]` of tokens put at cache slots `slot...`, and the caches with them.
+
+        `blocks` is `self.stack.unstacked()`, made once outside the decoding loop.
+        """
+        x = take(use(self.embedding, jnp.dtype(self.config.dtype)), ids_BT, "batch seq embed")
+        out = []
+        for block, cache in zip(blocks, caches, strict=True):
+            x, filled = block(x, position_BT, visibility, cache=cache, slot=slot)
+            out.append(filled)
+        return x, out
+
+    def logits(self, hidden_BTD: jax.Array) -> jax.Array:
+        """The vocabulary projection, in float32."""
+        hidden = self.norm(hidden_BTD)
+        if self.head is None:
+            table = use(self.embedding, hidden.dtype)
+            return einsum("btd,vd->btv", hidden, table, "batch seq vocab").astype(jnp.float32)
+        return einsum("btd,dv->btv", hidden, use(self.head, hidden.dtype), "batch seq vocab").astype(jnp.float32)
+
+    def caches(self, rows: int, slots: int) -> list[KeyValues]:
+        """Empty caches, one a layer."""
+        c = self.config
+        return [empty_cache(rows, slots, c.kv_heads, c.head_dim, jnp.dtype(c.dtype)) for _ in range(c.layers)]

@@ -1,0 +1,115 @@
+"""The attention layer: projections, positions, the key-value cache, and the kernel on each device's shard."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmgpt.core.stream import Visibility
+from mmgpt.dist import axes as rules
+from mmgpt.kernels.attention.api import attention
+from mmgpt.nn.layers import RMSNorm, rotary
+from mmgpt.nn.param import act, einsum, normal, param, use
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class KeyValues:
+    """One layer's cache: `k, v [B, S, G, K]`."""
+
+    k: jax.Array
+    v: jax.Array
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with rotary positions (arXiv 2305.13245) and optional QK-norm (arXiv 2302.05442)."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        *,
+        embed: int,
+        heads: int,
+        kv_heads: int,
+        head_dim: int,
+        rope_theta: float,
+        qk_norm: bool,
+        norm_epsilon: float,
+        out_scale: float,
+        dropout: float,
+    ):
+        self.q = param(rngs, "embed heads head_dim", (embed, heads, head_dim), normal(embed**-0.5))
+        self.k = param(rngs, "embed kv_heads head_dim", (embed, kv_heads, head_dim), normal(embed**-0.5))
+        self.v = param(rngs, "embed kv_heads head_dim", (embed, kv_heads, head_dim), normal(embed**-0.5))
+        out_init = normal(out_scale * (heads * head_dim) ** -0.5)
+        self.out = param(rngs, "heads head_dim embed", (heads, head_dim, embed), out_init)
+        self.q_norm = RMSNorm(rngs, head_dim, norm_epsilon) if qk_norm else None
+        self.k_norm = RMSNorm(rngs, head_dim, norm_epsilon) if qk_norm else None
+        self.rope_theta = rope_theta
+        self.dropout = dropout
+
+    def __call__(
+        self,
+        x_BTD: jax.Array,
+        position_BT: jax.Array,
+        visibility: Visibility,
+        *,
+        cache: KeyValues | None = None,
+        slot: jax.Array | None = None,
+        key: jax.Array | None = None,
+    ) -> tuple[jax.Array, KeyValues | None]:
+        """`x [B, T, D]` to `[B, T, D]`; with a cache, keys and values are written from `slot` on and read whole."""
+        dtype = x_BTD.dtype
+        q = einsum("btd,dhk->bthk", x_BTD, use(self.q, dtype), "batch seq heads head_dim")
+        k = einsum("btd,dgk->btgk", x_BTD, use(self.k, dtype), "batch seq kv_heads head_dim")
+        v = einsum("btd,dgk->btgk", x_BTD, use(self.v, dtype), "batch seq kv_heads head_dim")
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k = rotary(q, position_BT, self.rope_theta), rotary(k, position_BT, self.rope_theta)
+        if cache is not None:
+            cache = KeyValues(_write(cache.k, k, slot), _write(cache.v, v, slot))
+            k, v = cache.k, cache.v
+        out = _sharded(q, k, v, visibility, self.dropout, key)
+        return einsum("bthk,hkd->btd", out, use(self.out, dtype), "batch seq embed"), cache
+
+
+def _write(cache_BSGK: jax.Array, new_BTGK: jax.Array, slot: jax.Array | None) -> jax.Array:
+    return jax.lax.dynamic_update_slice_in_dim(cache_BSGK, new_BTGK.astype(cache_BSGK.dtype), slot, axis=1)
+
+
+def _sharded(
+    q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility, dropout: float, key: jax.Array | None
+) -> jax.Array:
+    """The kernel on each device's own queries and heads; keys and values are gathered over the context axis."""
+    query, keys = "batch seq heads head_dim", "batch keys kv_heads head_dim"
+    k, v = act(k, keys), act(v, keys)
+    query_side, key_side = rules.spec("batch seq", rules.ACT), rules.spec("batch keys", rules.ACT)
+    visibility_spec = Visibility(
+        start=query_side, stop=query_side, island=query_side, index=key_side, key_island=key_side
+    )
+    visibility = Visibility(
+        start=act(visibility.start, "batch seq"),
+        stop=act(visibility.stop, "batch seq"),
+        island=act(visibility.island, "batch seq"),
+        index=act(visibility.index, "batch keys"),
+        key_island=act(visibility.key_island, "batch keys"),
+    )
+    q_spec, kv_spec = rules.spec(query, rules.ACT), rules.spec(keys, rules.ACT)
+
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility, key: jax.Array | None) -> jax.Array:
+        if key is not None:
+            for axis in rules.MESH_AXES:
+                key = jax.random.fold_in(key, jax.lax.axis_index(axis))
+        return attention(q, k, v, visibility, dropout=dropout, key=key)[0]
+
+    key = key if dropout > 0.0 else None
+    specs = (q_spec, kv_spec, kv_spec, visibility_spec, None if key is None else rules.spec("", rules.ACT))
+    return jax.shard_map(local, in_specs=specs, out_specs=q_spec)(q, k, v, visibility, key)
+
+
+def empty_cache(rows: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype | type) -> KeyValues:
+    """A cache of zeros; which slots count is the visibility's business (`key_island` -1 on empty ones)."""
+    zero = jnp.zeros((rows, slots, kv_heads, head_dim), dtype)
+    zero = act(zero, "batch keys kv_heads head_dim")
+    return KeyValues(zero, zero)

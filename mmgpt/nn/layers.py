@@ -1,0 +1,54 @@
+"""Layers without attention: embedding, normalisation, rotary positions, feed-forward, dropout."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmgpt.nn.param import act, einsum, normal, ones, param, use
+
+
+class RMSNorm(nnx.Module):
+    """Root-mean-square normalisation over the last axis with a learned gain, in float32 (arXiv 1910.07467)."""
+
+    def __init__(self, rngs: nnx.Rngs, width: int, epsilon: float):
+        self.scale = param(rngs, "norm", (width,), ones)
+        self.epsilon = epsilon
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        x32 = x.astype(jnp.float32)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
+        gain = use(self.scale).reshape((1,) * (x.ndim - 1) + (-1,))
+        return (x32 * inverse * gain).astype(x.dtype)
+
+
+class GatedMLP(nnx.Module):
+    """SwiGLU: `down(silu(gate(x)) * up(x))` (arXiv 2002.05202)."""
+
+    def __init__(self, rngs: nnx.Rngs, embed: int, mlp: int, down_scale: float):
+        self.gate = param(rngs, "embed mlp", (embed, mlp), normal(embed**-0.5))
+        self.up = param(rngs, "embed mlp", (embed, mlp), normal(embed**-0.5))
+        self.down = param(rngs, "mlp embed", (mlp, embed), normal(down_scale * mlp**-0.5))
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        gate = einsum("btd,df->btf", x_BTD, use(self.gate, x_BTD.dtype), "batch seq mlp")
+        up = einsum("btd,df->btf", x_BTD, use(self.up, x_BTD.dtype), "batch seq mlp")
+        return einsum("btf,fd->btd", jax.nn.silu(gate) * up, use(self.down, x_BTD.dtype), "batch seq embed")
+
+
+def rotary(x_BTHK: jax.Array, position_BT: jax.Array, theta: float) -> jax.Array:
+    """Rotary position embedding, halves convention (arXiv 2104.09864; Hugging Face Llama's layout)."""
+    half = x_BTHK.shape[-1] // 2
+    frequency_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
+    angle = position_BT[:, :, None, None].astype(jnp.float32) * frequency_K[None, None, None, :]
+    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    first, second = x_BTHK[..., :half].astype(jnp.float32), x_BTHK[..., half:].astype(jnp.float32)
+    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return turned.astype(x_BTHK.dtype)
+
+
+def dropout(x_BTD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
+    """Zeroes a share `rate` of the values and scales up the others; nothing without a key (evaluation)."""
+    if key is None or rate == 0.0:
+        return x_BTD
+    keep = act(jax.random.bernoulli(key, 1.0 - rate, x_BTD.shape), "batch seq embed")
+    return jnp.where(keep, x_BTD / (1.0 - rate), jnp.zeros((), x_BTD.dtype))

@@ -1,0 +1,60 @@
+"""The four sharding verbs: `param` makes a weight, `use` gathers it, `einsum` and `act` lay out activations."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmgpt.dist import axes as rules
+
+Init = Callable[..., jax.Array]
+
+
+class Param(nnx.Param):
+    """A weight with the logical names of its dimensions (`axes`), a thin `nnx.Param`."""
+
+
+class Variable(nnx.Variable):
+    """An array that is state but not trained by a gradient: running statistics, codebook counts."""
+
+
+def normal(scale: float) -> Init:
+    """Truncation-free normal initialiser with a fixed standard deviation."""
+    return lambda key, shape: jax.random.normal(key, shape, jnp.float32) * scale
+
+
+def ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.ones(shape, jnp.float32)
+
+
+def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    return jnp.zeros(shape, jnp.float32)
+
+
+def param(rngs: nnx.Rngs, axes: str, shape: tuple[int, ...], init: Init, *, kind: type[Any] = Param) -> Any:
+    """A float32 weight of `shape`, stored as the rules table says for its logical `axes`."""
+    spec = rules.spec(axes, rules.STORE, shape, "parameter")
+    return kind(jax.sharding.reshard(init(rngs.params(), shape), spec), axes=axes)
+
+
+def use(weight: Any, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
+    """The weight as a matmul takes it: cast to the compute dtype, then gathered over `fsdp`."""
+    value = weight[...].astype(dtype)
+    return jax.sharding.reshard(value, rules.spec(weight.axes, rules.USE, value.shape, "weight"))
+
+
+def einsum(equation: str, x: jax.Array, w: jax.Array, axes: str) -> jax.Array:
+    """`jnp.einsum` whose result has the logical `axes`."""
+    return jnp.einsum(equation, x, w, out_sharding=rules.spec(axes, rules.ACT))
+
+
+def act(x: jax.Array, axes: str) -> jax.Array:
+    """An activation laid out by its logical `axes`."""
+    return jax.sharding.reshard(x, rules.spec(axes, rules.ACT, x.shape, "activation"))
+
+
+def take(table: jax.Array, ids: jax.Array, axes: str) -> jax.Array:
+    """Rows of `table [V, D]` by `ids`, as a gather: one-hot matmuls cost 50 times more in the CPU's backward pass."""
+    return table.at[ids].get(out_sharding=rules.spec(axes, rules.ACT))

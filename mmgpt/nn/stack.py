@@ -1,0 +1,50 @@
+"""A stack of equal layers: parameters with a leading `layers` axis, scanned or unrolled, rematerialised by policy."""
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import jax
+from flax import nnx
+
+Remat = Literal["none", "full", "matmuls"]
+"""What the backward pass recomputes: nothing, everything inside a layer, or all but the matmuls' outputs."""
+
+
+class Stack(nnx.Module):
+    """`layers` copies of one module made by `make(rngs)`; each parameter gains a leading axis.
+
+    A stacked parameter keeps the logical axes of one layer, which is what its slice has inside the loop.
+    """
+
+    def __init__(self, rngs: nnx.Rngs, make: Callable[[nnx.Rngs], nnx.Module], layers: int, *, scan: bool, remat: Remat):
+        keys = jax.random.split(rngs.params(), layers)
+        # The structure is traced by the first layer; vmap then makes all of them without a second kind of init.
+        structure = nnx.graphdef(nnx.eval_shape(lambda key: make(nnx.Rngs(params=key)), keys[0]))
+        state = jax.vmap(lambda key: nnx.state(make(nnx.Rngs(params=key))))(keys)
+        self.stacked = nnx.merge(structure, state)
+        self.layers = layers
+        self.scan = scan
+        self.remat: Remat = remat
+
+    def __call__(self, call: Callable[[Any, jax.Array, Any], jax.Array], x: jax.Array, per_layer: Any) -> jax.Array:
+        """`x = call(layer_i, x, per_layer[i])` through all layers; `per_layer` leaves have a leading layer axis."""
+        structure, state = nnx.split(self.stacked)
+
+        def layer(x: jax.Array, inputs: tuple[Any, Any]) -> tuple[jax.Array, None]:
+            slices, extra = inputs
+            return call(nnx.merge(structure, slices), x, extra), None
+
+        if self.remat != "none":
+            policies = jax.checkpoint_policies
+            policy = policies.dots_with_no_batch_dims_saveable if self.remat == "matmuls" else None
+            layer = jax.checkpoint(layer, policy=policy, prevent_cse=not self.scan)
+        if self.scan:
+            return jax.lax.scan(layer, x, (state, per_layer))[0]
+        for i in range(self.layers):
+            x, _ = layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], (state, per_layer)))
+        return x
+
+    def unstacked(self) -> list[Any]:
+        """The layers as modules of their own, for decoding, where a scan costs more than the layers (on CPU twice)."""
+        structure, state = nnx.split(self.stacked)
+        return [nnx.merge(structure, jax.tree.map(lambda leaf, i=i: leaf[i], state)) for i in range(self.layers)]

@@ -1,0 +1,33 @@
+"""Training a text tokenizer on the text of raw datasets."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from mmgpt.core.document import Text
+from mmgpt.core.log import progress, write_atomic
+from mmgpt.data.record import Dataset
+from mmgpt.tokens.text import TextError, TextTokenizer
+
+
+def train_text(datasets: list[Path], out: Path, size: int, most: int) -> TextTokenizer:
+    """Trains on at most `most` documents, spread evenly over all datasets, and writes the model to `out`."""
+    opened = [Dataset(path) for path in datasets]
+    documents = sum(len(d) for d in opened)
+    if documents == 0:
+        raise TextError("no documents to train a text tokenizer on; import some first.")
+    share = min(1.0, most / documents)
+
+    def texts() -> Iterator[str]:
+        for dataset in opened:
+            count = max(1, int(len(dataset) * share))
+            for i in progress(np.linspace(0, len(dataset) - 1, count).astype(int), total=count, label=f"read {dataset.name}"):
+                for segment in dataset[int(i)].segments:
+                    if isinstance(segment, Text) and segment.text:
+                        yield segment.text
+
+    trained = TextTokenizer.train(texts(), size)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomic(out, trained.model)
+    return trained

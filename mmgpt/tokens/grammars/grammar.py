@@ -1,0 +1,80 @@
+"""What a grammar is: the one object that knows control tokens and layout."""
+
+import dataclasses
+from typing import Protocol
+
+import jax
+import numpy as np
+
+from mmgpt.core.document import Document
+from mmgpt.core.errors import UserError
+from mmgpt.tokens.vocabulary import Vocabulary
+
+
+class GrammarError(UserError, ValueError):
+    """Ids that do not parse, or a document that a grammar cannot lay out."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Tokens:
+    """A document laid out: `ids, modality [N] int32`; `weight [N] float32` is the loss weight of predicting each id."""
+
+    ids: np.ndarray
+    modality: np.ndarray
+    weight: np.ndarray
+
+
+class Automaton(Protocol):
+    """The grammar as static tables on the device. A state is a small int32 vector per row."""
+
+    pad: int
+
+    pad: int
+
+    def start(self, ids: np.ndarray) -> np.ndarray:
+        """The state `[K]` after a prompt; GrammarError when the prompt does not parse."""
+        ...
+
+    def allowed(self, state_BK: jax.Array, room_B: jax.Array) -> jax.Array:
+        """`[B, V] bool`: the ids that may come next and still let the document end within `room` tokens."""
+        ...
+
+    def advance(self, state_BK: jax.Array, id_B: jax.Array) -> jax.Array:
+        """The state after one more id."""
+        ...
+
+    def ended(self, state_BK: jax.Array) -> jax.Array:
+        """`[B] bool`: whether the document is over."""
+        ...
+
+    def ended(self, state_BK: jax.Array) -> jax.Array:
+        """`[B] bool`: whether the document is over."""
+        ...
+
+    def visual(self, state_BK: jax.Array) -> jax.Array:
+        """`[B] bool`: whether the next id is a visual code, where guidance and the image sampler act."""
+        ...
+
+
+class Grammar(Protocol):
+    """Layout of documents: encodes them, weighs their loss, parses ids back, and guides the decoder."""
+
+    vocabulary: Vocabulary
+    pad: int
+    overhead: int
+
+    def segment_lengths(self, kind: np.ndarray, shape: np.ndarray) -> np.ndarray:
+        """Tokens of each segment `[S] int64` from its kind `[S]` and shape `[S, 4]` (see the record's index)."""
+        ...
+
+    def encode(self, document: Document, *, end: bool = True) -> Tokens:
+        """Lays a tokenised document out; with `end=False` it stays open, as a prompt that generation goes on from."""
+        ...
+
+    def parse(self, ids: np.ndarray) -> Document:
+        """The document that these ids lay out; GrammarError says at which position they stop making sense."""
+        ...
+
+    def automaton(self, sizes: tuple[tuple[int, int, int], ...] = ()) -> Automaton:
+        """The automaton of allowed next ids; `sizes` (T, H, W) are the media it may open, T = 0 for an image."""
+        ...

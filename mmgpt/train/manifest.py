@@ -1,0 +1,90 @@
+"""The manifest of a checkpoint folder: a JSON file with the sha256 of every other file, and of itself.
+
+Whatever bit of the folder changes, is cut off or goes away afterwards, `read` or `verify` raises Damage.
+"""
+
+import errno
+import hashlib
+import json
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mmgpt.core.log import write_atomic
+
+NAME = "manifest.json"
+HASH_THREADS = 8
+
+
+class Damage(Exception):
+    """What is wrong with the files of a folder, as the end of a sentence."""
+
+
+def seal(folder: Path, body: dict[str, Any]) -> None:
+    """Writes the manifest: `body` (plain JSON) and the hashes of all files now in the folder. Raises OSError."""
+    write_atomic(folder / NAME, render(body | {"files": _hashes(folder, sorted(_files(folder)))}))
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """The manifest of a folder, itself verified; raises Damage."""
+    try:
+        data = (folder / NAME).read_bytes()
+        body = json.loads(data)
+        body.pop("sha256")
+        intact = render(body) == data
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise Damage(f"{NAME} cannot be read ({type(e).__name__})") from e
+    if not intact:
+        raise Damage(f"{NAME} has changed")
+    return body
+
+
+def verify(folder: Path, body: dict[str, Any], share: int = 0, shares: int = 1) -> None:
+    """Hashes this share of the folder's files; raises Damage that names the first that is gone or has changed."""
+    expected: dict[str, str] = body["files"]
+    if missing := sorted(expected.keys() - _files(folder)):
+        raise Damage(f"{missing[0]} is gone")
+    for name, found in _hashes(folder, sorted(expected)[share::shares]).items():
+        if found != expected[name]:
+            raise Damage(f"{name} has changed")
+
+
+def render(body: dict[str, Any]) -> bytes:
+    """JSON that ends with the hash of what stands before it; raises ValueError or TypeError if `body` is not JSON."""
+    text = json.dumps(body, indent=1, sort_keys=True, allow_nan=False).removesuffix("\n}")
+    return f'{text},\n "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'.encode()
+
+
+def tree(state: dict[str, Any]) -> dict[str, str]:
+    """Path -> "dtype[shape]" of every leaf; ValueError names a leaf that cannot be saved."""
+    found = {}
+    for path, leaf in jax.tree_util.tree_flatten_with_path(state)[0]:
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        if not hasattr(leaf, "dtype") or not hasattr(leaf, "shape"):
+            raise ValueError(f"state {name}: expected an array, found {type(leaf).__name__}; make it a jax.Array.")
+        if 0 in leaf.shape:
+            raise ValueError(f"state {name}: shape {leaf.shape} has no elements and cannot be saved; leave it out.")
+        found[name] = f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+    return found
+
+
+def _files(folder: Path) -> set[str]:
+    return {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file() and p != folder / NAME}
+
+
+def _hashes(folder: Path, names: list[str]) -> dict[str, str]:
+    def one(name: str) -> str:
+        try:
+            with open(folder / name, "rb") as file:
+                return hashlib.file_digest(file, "sha256").hexdigest()
+        except OSError as e:
+            # What the disk cannot read is damage. A missing permission is not, and is raised as it is.
+            if e.errno not in (errno.EIO, errno.ENOENT, errno.ENODATA):
+                raise
+            raise Damage(f"{name} cannot be read ({os.strerror(e.errno)})") from e
+
+    with ThreadPoolExecutor(HASH_THREADS) as pool:
+        return dict(zip(names, pool.map(one, names), strict=True))

@@ -1,0 +1,157 @@
+"""A run as a config, the objects it is built into, and a finished run opened again for inference."""
+
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mmgpt.core import config
+from mmgpt.core.config import ConfigError
+from mmgpt.core.log import console, write_atomic
+from mmgpt.data.loader import Rows
+from mmgpt.dist.mesh import Mesh
+from mmgpt.objectives.objective import Objective
+from mmgpt.tokens.grammars.emu3 import Emu3
+from mmgpt.tokens.grammars.grammar import Grammar
+from mmgpt.tokens.text import TextTokenizer
+from mmgpt.train import state as states
+from mmgpt.train.checkpoint import Checkpoints
+from mmgpt.train.optimizer import Optimizer
+from mmgpt.train.state import Structure
+
+
+class Tokens(config.Config):
+    """What turns documents into ids: a grammar, the text tokenizer's file, the image tokenizer's run folder."""
+
+    grammar: config.Config = Emu3.Config()
+    text: str = ""
+    vision: str = ""
+
+    def build(self) -> Grammar:
+        """The grammar; TextError or ConfigError when a tokenizer is missing."""
+        vision = config.load(Path(self.vision) / "config.json")
+        return self.grammar.build(TextTokenizer.load(Path(self.text)), vision.model.codebooks)
+
+
+class Run(config.Config):
+    """One training run: everything but the folder it writes to.
+
+    `tokens` is None where the model does not read ids. `ema` is the decay of a moving average of the parameters,
+    which inference then uses. `samples` prompts are drawn at every evaluation.
+    """
+
+    model: config.Config
+    objective: config.Config
+    data: config.Config
+    tokens: Tokens | None = None
+    optimizer: Optimizer.Config = Optimizer.Config()
+    mesh: Mesh.Config = Mesh.Config()
+    checkpoint: Checkpoints.Config = Checkpoints.Config()
+    steps: int = 1000
+    seed: int = 0
+    ema: float | None = None
+    log_every: int = 10
+    evaluate_every: int = 250
+    held_out_batches: int = 4
+    save_every: int = 250
+    samples: int = 4
+
+
+CHANGEABLE = ("steps", "mesh.", "log_every", "evaluate_every", "held_out_batches", "save_every", "samples", "checkpoint.")
+"""Leaves that may differ when a run goes on: they do not change what a step computes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A run's objects; they live inside `jax.set_mesh(mesh)`."""
+
+    run: Run
+    mesh: jax.sharding.Mesh
+    grammar: Grammar | None
+    structure: Structure
+    objective: Objective
+    optimizer: Optimizer
+
+
+def build(run: Run) -> Built:
+    """Builds everything but the data. Model and objective are fitted to the grammar's vocabulary first."""
+    grammar = run.tokens.build() if run.tokens is not None else None
+    model, objective = run.model, run.objective
+    if grammar is not None:
+        model, objective = model.fit(grammar.vocabulary), objective.fit(grammar.vocabulary)
+    mesh = run.mesh.build()
+    with jax.set_mesh(mesh):
+        structure = Structure(model.build, run.seed)
+    return Built(run, mesh, grammar, structure, objective.build(), run.optimizer.build(run.steps))
+
+
+def build_rows(built: Built, run_dir: Path) -> Rows:
+    """The loader of all rows the run will see."""
+    run = built.run
+    return run.data.build(
+        built.grammar, seed=run.seed, rows=run.steps * run.data.batch_rows, rejects=run_dir / "rejects.jsonl"
+    )
+
+
+def claim(run: Run, run_dir: Path) -> bool:
+    """Makes a run folder this run's: writes its config, command line and code version, or checks that it goes on.
+
+    Returns whether the folder held the run already. ConfigError when it holds a run of another config.
+    """
+    path = run_dir / "config.json"
+    if path.exists():
+        before = config.load(path)
+        changed = {
+            key: pair for key, pair in config.difference(run, before).items() if not key.startswith(CHANGEABLE)
+        }
+        if changed:
+            lines = "\n".join(f"  {key}: {old!r} there, {new!r} asked" for key, (old, new) in changed.items())
+            raise ConfigError(
+                f"{run_dir} holds a run of another config:\n{lines}\nGive another --run-dir, or the same config to go on."
+            )
+    run_dir.mkdir(parents=True, exist_ok=True)
+    known = path.exists()
+    write_atomic(path, config.to_json(run))
+    with open(run_dir / "command.txt", "a") as f:
+        f.write(" ".join(sys.argv) + "\n")
+    if not known:
+        for name, command in {
+            "commit.txt": ["git", "rev-parse", "HEAD"],
+            "diff.patch": ["git", "diff", "HEAD"],
+        }.items():
+            done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
+            if done.returncode == 0:
+                write_atomic(run_dir / name, done.stdout)
+    return known
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A trained model for inference, inside `jax.set_mesh(built.mesh)`: `params` are the averaged ones if kept."""
+
+    built: Built
+    step: int
+    params: Any
+    variables: Any
+
+
+def open_run(run_dir: Path, step: int | None = None) -> Opened:
+    """Loads a run folder's newest (or given) checkpoint; ConfigError or CheckpointError say what is missing."""
+    run = config.load(run_dir / "config.json")
+    if not isinstance(run, Run):
+        raise ConfigError(f"{run_dir}/config.json is not the config of a training run.")
+    built = build(run)
+    with jax.set_mesh(built.mesh):
+        whole = states.abstract(built.structure, built.optimizer, run.ema is not None)
+        weights = "ema" if run.ema is not None else "params"
+        only = ("variables", weights) if jax.tree.leaves(whole["variables"]) else (weights,)
+        with run.checkpoint.build(run_dir / "checkpoints", read_only=True) as checkpoints:
+            restored = checkpoints.restore(whole, step, only=only)
+    if restored is None:
+        raise ConfigError(f"{run_dir} has no complete checkpoint; train it first with `mmgpt train {run_dir}`.")
+    variables = restored.state["variables"] if "variables" in only else whole["variables"]
+    console.print(f"opened {run_dir} at step {restored.step}", highlight=False)
+    return Opened(built, restored.step, restored.state[weights], variables)

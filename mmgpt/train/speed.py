@@ -1,0 +1,56 @@
+"""How busy the machine is: operations of a step beside a plain matmul measured in the same process."""
+
+import time
+
+import jax
+import jax.numpy as jnp
+
+
+def matmul_peak(size: int = 2048, repeats: int = 5) -> float:
+    """Best float32 FLOP/s of a plain square matmul on the default device."""
+    a = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda a: a @ a)
+    product(a).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        begin = time.perf_counter()
+        product(a).block_until_ready()
+        best = min(best, time.perf_counter() - begin)
+    return 2.0 * size**3 / best
+
+
+class Meter:
+    """Time of the steps since the last reading, without what lies between them (evaluation, saves)."""
+
+    def __init__(self) -> None:
+        self._busy = 0.0
+        self._wait = 0.0
+        self._steps = 0
+        self._since: float | None = None
+
+    def resume(self) -> None:
+        """The steps begin, or go on after a pause."""
+        self._since = time.perf_counter()
+
+    def waited(self, seconds: float) -> None:
+        """Part of the time that went to waiting for data."""
+        self._wait += seconds
+
+    def step(self) -> None:
+        self._steps += 1
+
+    def pause(self) -> None:
+        """The steps stop for something else; call it when the device is done."""
+        if self._since is not None:
+            self._busy += time.perf_counter() - self._since
+            self._since = None
+
+    def read(self) -> tuple[int, float, float]:
+        """Steps, seconds and seconds of data wait since the last reading."""
+        running = self._since is not None
+        self.pause()
+        reading = self._steps, self._busy, self._wait
+        self._steps, self._busy, self._wait = 0, 0.0, 0.0
+        if running:
+            self.resume()
+        return reading

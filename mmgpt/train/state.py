@@ -1,0 +1,67 @@
+"""The state of a run as a plain nested dict {params, variables, optimizer, ema, step}, and how it is made."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from mmgpt.nn.param import Variable
+from mmgpt.train.optimizer import Optimizer
+
+State = dict[str, Any]
+
+
+class Structure:
+    """A model without its arrays: merges parameters back into a module and makes fresh ones.
+
+    `build(rngs)` makes the module; `seed` fixes its initial values.
+    """
+
+    def __init__(self, build: Callable[[nnx.Rngs], nnx.Module], seed: int):
+        self._build = build
+        self._key = jax.random.key(seed)
+        self._graph, self._params, self._variables = nnx.split(
+            nnx.eval_shape(lambda: build(nnx.Rngs(params=self._key))), nnx.Param, Variable
+        )
+
+    def merge(self, params: Any, variables: Any) -> Any:
+        """The module with these arrays in it; shares them, copies nothing."""
+        p, v = nnx.clone(self._params), nnx.clone(self._variables)
+        nnx.replace_by_pure_dict(p, params)
+        nnx.replace_by_pure_dict(v, variables)
+        return nnx.merge(self._graph, p, v)
+
+    def fresh(self) -> tuple[Any, Any]:
+        """Initial `(params, variables)` as nested dicts."""
+        _, params, variables = nnx.split(self._build(nnx.Rngs(params=self._key)), nnx.Param, Variable)
+        return nnx.to_pure_dict(params), nnx.to_pure_dict(variables)
+
+    def abstract(self) -> tuple[Any, Any]:
+        """Shapes, dtypes and shardings of `(params, variables)`."""
+        return jax.eval_shape(self.fresh)
+
+    def parameters(self) -> int:
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract()[0]))
+
+
+def initial(structure: Structure, optimizer: Optimizer, ema: bool) -> State:
+    """The state at step 0; call it under jit."""
+    params, variables = structure.fresh()
+    state: State = {"params": params, "variables": variables, "step": jnp.zeros((), jnp.int32)}
+    state["optimizer"] = optimizer.init(params)
+    if ema:
+        state["ema"] = jax.tree.map(jnp.copy, params)
+    return state
+
+
+def abstract(structure: Structure, optimizer: Optimizer, ema: bool) -> State:
+    """Shapes, dtypes and concrete shardings of the state, as a checkpoint restores into."""
+    mesh = jax.sharding.get_mesh()
+
+    def concrete(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        sharding = jax.sharding.NamedSharding(mesh, leaf.sharding.spec)
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+
+    return jax.tree.map(concrete, jax.eval_shape(lambda: initial(structure, optimizer, ema)))

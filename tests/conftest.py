@@ -1,0 +1,45 @@
+"""What every test runs under: the CPU as eight devices, strict shapes, and a cache of compiled functions."""
+
+import os
+from pathlib import Path
+
+import hypothesis
+import pytest
+
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+hypothesis.settings.register_profile("mmgpt", deadline=None)  # a busy machine is no fault of the code
+hypothesis.settings.load_profile("mmgpt")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Settings that must stand before the first test imports JAX.
+
+    Those in the environment hold in processes that a test starts too; the number of devices holds here only.
+    """
+    # One folder per test process: JAX does not write entries atomically.
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "main")
+    cache = getattr(config, "cache", None)  # absent under -p no:cacheprovider
+    if cache is not None:
+        os.environ["JAX_COMPILATION_CACHE_DIR"] = str(cache.mkdir(f"jax-{worker}"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+    import jax
+
+    jax.config.update("jax_num_cpu_devices", 8)
+    jax.config.update("jax_numpy_rank_promotion", "raise")
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty folder that is also the working directory of the test."""
+    folder = tmp_path / "empty"
+    folder.mkdir()
+    monkeypatch.chdir(folder)
+    return folder

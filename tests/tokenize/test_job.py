@@ -1,0 +1,226 @@
+"""What the tokenisation job promises: every document once, batches by size, and the same bytes after any kill."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmgpt.core.document import Action, Document, Image, Text, Video
+from mmgpt.data.media import decode_image, encode_mp4, encode_png
+from mmgpt.data.record import Dataset, DatasetError, Writer
+from mmgpt.tokenize import job
+from mmgpt.tokenize.job import JobError, tokenize_dataset
+
+
+class Bytes:
+    """UTF-8 bytes as ids."""
+
+    size = 256
+
+    def encode(self, text: str) -> list[int]:
+        return list(text.encode())
+
+
+class Means:
+    """The mean red and green of each patch, as two codes of 256; `stop_at` kills the process at that call."""
+
+    codebooks = (256, 256)
+    patch = 4
+
+    def __init__(self, shift: int = 0, stop_at: int | None = None) -> None:
+        self.shapes: list[tuple[int, ...]] = []
+        self._shift, self._stop_at = shift, stop_at
+
+    def encode(self, images: np.ndarray) -> np.ndarray:
+        self.shapes.append(images.shape)
+        if len(self.shapes) == self._stop_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        b, h, w, _ = images.shape
+        means = images.reshape(b, h // 4, 4, w // 4, 4, 3).mean(axis=(2, 4))[..., :2]
+        return (means.astype(np.int32) + self._shift) % 256
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        full = np.repeat(np.repeat(codes, 4, axis=1), 4, axis=2)
+        return np.concatenate([full, full[..., :1]], axis=-1).astype(np.uint8)
+
+
+def png(seed: int, height: int = 16, width: int = 16) -> bytes:
+    return encode_png(np.random.default_rng(seed).integers(0, 256, (height, width, 3)).astype(np.uint8))
+
+
+def raw(count: int) -> list[Document]:
+    found = []
+    for i in range(count):
+        segments = [Text(text=f"caption {i}", role="user", loss=0.5), Image(data=png(i))]
+        if i % 3 == 1:
+            segments.append(Image(data=png(100 + i, 16, 32), time=1.5))
+        found.append(Document(key=f"d{i}", segments=tuple(segments), meta={"n": str(i)}))
+    return found
+
+
+def write(directory: Path, documents: list[Document], per_shard: int = 10) -> Path:
+    with Writer(directory, name="raw", shard_documents=per_shard) as writer:
+        for document in documents:
+            writer.write(document)
+    return directory
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    documents = raw(35)
+    documents[4] = Document(key="broken", segments=(Image(data=b"not a picture"),))
+    documents[17] = Document(key="robot", segments=(Action(values=np.zeros((2, 3), np.float32)),))
+    return write(tmp_path_factory.mktemp("data") / "raw", documents)
+
+
+def run(source: Path, out: Path, image: Means | None = None, **options) -> job.Tokenised:
+    return tokenize_dataset(source, out, text=Bytes(), image=image or Means(), **{"area": 256, "batch": 8, **options})
+
+
+def contents(directory: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in directory.iterdir()}
+
+
+@pytest.fixture(scope="module")
+def expected(source, tmp_path_factory) -> dict[str, str]:
+    out = tmp_path_factory.mktemp("out") / "whole"
+    run(source, out)
+    return contents(out)
+
+
+def test_documents_are_tokenised_in_order(source, tmp_path):
+    done = run(source, tmp_path / "out")
+    dataset = Dataset(tmp_path / "out")
+    assert (done.written, done.shards, done.documents, done.rejected, done.complete) == (4, 4, 33, 2, True)
+    kept = [d for i, d in enumerate(raw(35)) if i not in (4, 17)]
+    assert [dataset[i].key for i in range(len(dataset))] == [d.key for d in kept] and dataset.name == "raw"
+    for i, before in enumerate(kept):
+        after = dataset[i]
+        assert after.meta == before.meta
+        text, image, *rest = after.segments
+        assert text.text is None and bytes(text.ids.tolist()).decode() == before.segments[0].text
+        assert (text.role, text.loss) == ("user", 0.5)
+        pixels = decode_image(before.segments[1].data)
+        assert image.data is None and np.array_equal(image.codes, Means().encode(pixels[None])[0])
+        if rest:
+            assert rest[0].time == 1.5 and rest[0].codes.shape[:2] == (3, 5)  # 16x32 at no more than 256 pixels
+    assert dataset.index.shape[1].tolist() == [1, 4, 4, 2]
+
+
+def test_rejects_are_kept_with_reasons(source, tmp_path):
+    run(source, tmp_path / "out")
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert [(line["key"], line["place"]) for line in lines] == [
+        ("broken", "raw, document 4"),
+        ("robot", "raw, document 17"),
+    ]
+    assert "no tokenizer for action" in lines[1]["reason"] and Dataset(tmp_path / "out").manifest["rejected"] == 2
+
+
+def test_pictures_are_encoded_in_full_batches_of_one_size(source, tmp_path):
+    image = Means()
+    run(source, tmp_path / "out", image)
+    assert {shape[0] for shape in image.shapes} == {8}
+    assert len({shape[1:] for shape in image.shapes}) == 2  # 16x16, as the probe is, and 12x20
+    assert len(image.shapes) == 1 + sum(-(-n // 8) for n in (9, 3, 9, 3, 10, 4, 5, 1))  # the probe; two sizes a shard
+
+
+def test_windows_and_batch_sizes_never_change_the_codes(source, tmp_path, expected, monkeypatch):
+    monkeypatch.setattr(job, "WINDOW_DOCUMENTS", 3)
+    run(source, tmp_path / "small")
+    assert contents(tmp_path / "small") == expected
+    monkeypatch.setattr(job, "WINDOW_PIXELS", 1)
+    run(source, tmp_path / "pixels", batch=1)
+    assert contents(tmp_path / "pixels") == expected
+
+
+def test_clips_become_grids_of_frames(tmp_path):
+    frames = np.stack([np.full((16, 32, 3), level, np.uint8) for level in (20, 20, 200, 200)])
+    documents = [Document(key="v", segments=(Text(text="x"), Video(data=encode_mp4(frames, 8.0), fps=8.0)))]
+    run(write(tmp_path / "raw", documents), tmp_path / "out", area=512, fps=4.0)
+    video = Dataset(tmp_path / "out")[0].segments[1]
+    assert isinstance(video, Video) and video.codes.shape == (2, 4, 8, 2) and video.data is None and video.fps == 4.0
+    assert np.abs(video.codes.mean(axis=(1, 2, 3)) - [20, 200]).max() < 8
+
+
+KILLED = """
+import importlib.util, pathlib, sys
+spec = importlib.util.spec_from_file_location("case", sys.argv[1])
+case = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(case)
+case.run(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), case.Means(stop_at=int(sys.argv[4])))
+"""
+
+
+@pytest.mark.parametrize("call", [7, 12])
+def test_a_killed_job_goes_on_to_the_same_bytes(source, tmp_path, expected, call):
+    out = tmp_path / "out"
+    arguments = [__file__, str(source), str(out), str(call)]
+    done = subprocess.run(
+        [sys.executable, "-c", KILLED, *arguments], env={**os.environ, "JAX_PLATFORMS": "cpu"}, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    left = {p.name for p in out.iterdir()}
+    assert any(name.endswith(".tmp") for name in left) and "manifest.json" not in left
+    with pytest.raises(DatasetError):
+        Dataset(out)
+    markers = [name for name in left if name.endswith(".done")]
+    again = run(source, out)
+    assert again.complete and again.written == 4 - len(markers) and 0 < len(markers) < 4
+    assert contents(out) == expected
+
+
+def test_only_what_is_missing_is_done_again(source, tmp_path, expected):
+    out = tmp_path / "out"
+    run(source, out)
+    assert run(source, out).written == 0
+    (out / "shard-00001.array_record.done").unlink()  # killed between the shard and its marker
+    (out / "shard-00002.array_record.tmp").write_bytes(b"half")  # killed inside a shard
+    (out / "shard-00002.array_record").unlink()
+    with open(out / "shard-00003.array_record", "r+b") as file:  # a bit that rotted
+        file.seek(30)
+        file.write(bytes([255 ^ file.read(1)[0]]))
+    (out / "manifest.json").unlink()
+    assert run(source, out).written == 3
+    assert contents(out) == expected
+
+
+def test_shares_make_one_dataset(source, tmp_path, expected):
+    out = tmp_path / "out"
+    first = run(source, out, share=(1, 2))
+    assert (first.written, first.complete) == (2, False)
+    with pytest.raises(DatasetError):
+        Dataset(out)
+    assert run(source, out, share=(0, 2)).complete
+    assert contents(out) == expected
+
+
+@pytest.mark.parametrize("change", [{"area": 512}, {"fps": 2.0}, {"image": Means(shift=1)}])
+def test_output_of_other_settings_is_never_mixed(source, tmp_path, change):
+    run(source, tmp_path / "out")
+    with pytest.raises(JobError, match="other settings"):
+        run(source, tmp_path / "out", **change)
+
+
+def test_a_shard_of_rejects_alone_is_empty(tmp_path):
+    documents = [Document(key=f"b{i}", segments=(Image(data=b"no"),)) for i in range(2)] + raw(2)
+    done = run(write(tmp_path / "raw", documents, per_shard=2), tmp_path / "out")
+    assert (done.documents, done.rejected, done.complete) == (2, 2, True)
+    assert [d.key for d in map(Dataset(tmp_path / "out").__getitem__, range(2))] == ["d0", "d1"]
+
+
+def test_wrong_folders_are_told(source, tmp_path):
+    with pytest.raises(DatasetError, match="no such folder"):
+        run(tmp_path / "none", tmp_path / "out")
+    with pytest.raises(JobError, match="area 8 holds no patch"):
+        run(source, tmp_path / "out", area=8)
+    with pytest.raises(JobError, match="share 2 of 2"):
+        run(source, tmp_path / "out", share=(2, 2))
+    with pytest.raises(JobError, match="the source itself"):
+        run(source, source)
