@@ -45,7 +45,9 @@ def _vision(folder: str, steps: int, structure: int) -> Run:
     )
 
 
-def _decoder(folder: str, steps: int, model: Decoder.Config, batch_rows: int, learning_rate: float) -> Run:
+def _decoder(
+    folder: str, steps: int, model: Decoder.Config, row_length: int, batch_rows: int, learning_rate: float
+) -> Run:
     def source(name: str, weight: float, swap: float = 0.0, drop_text: float = 0.0) -> Source.Config:
         path = f"{folder}/tokens/{name}"
         return Source.Config(path=path, weight=weight, swap=swap, drop_text=drop_text, swapped_media_loss=0.1)
@@ -62,7 +64,7 @@ def _decoder(folder: str, steps: int, model: Decoder.Config, batch_rows: int, le
                 source("edits", 0.16),
                 source("stories", 0.12),
             ),
-            row_length=384,
+            row_length=row_length,
             batch_rows=batch_rows,
         ),
         optimizer=Optimizer.Config(learning_rate=learning_rate, warmup=100, final=0.05),
@@ -81,8 +83,8 @@ def quickstart_vision() -> Run:
 
 def quickstart_model() -> Run:
     """The quickstart's decoder, at most 8 minutes on 2 cores."""
-    model = Decoder.Config(layers=6, embed=192, mlp=512, heads=3, kv_heads=3, head_dim=64, scan=False)
-    return _decoder("runs/quickstart", steps=1200, model=model, batch_rows=5, learning_rate=3e-3)
+    model = Decoder.Config(layers=6, embed=160, mlp=432, heads=4, kv_heads=2, head_dim=40, scan=False)
+    return _decoder("runs/quickstart", 1600, model, row_length=352, batch_rows=4, learning_rate=3e-3)
 
 
 def shapes_vision() -> Run:
@@ -93,7 +95,7 @@ def shapes_vision() -> Run:
 def shapes_model() -> Run:
     """The larger run's decoder: about an hour on 2 cores."""
     model = Decoder.Config(layers=6, embed=256, mlp=704, heads=4, kv_heads=4, head_dim=64, scan=False)
-    return _decoder("runs/shapes", steps=4000, model=model, batch_rows=8, learning_rate=2e-3)
+    return _decoder("runs/shapes", 4000, model, row_length=384, batch_rows=8, learning_rate=2e-3)
 
 
 def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:

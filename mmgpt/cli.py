@@ -218,7 +218,7 @@ def _data_import(args: list[str]) -> int:
         from mmgpt.data.importing import import_dataset
 
         done = import_dataset(format, path, out, name, overwrite=overwrite)
-        console.print(f"{out}: {done.documents} documents, {done.rejected} rejected", highlight=False)
+        console.print(f"{out}: {done.documents} documents, {sum(done.rejected.values())} rejected", highlight=False)
 
     return _parse(import_, args, "data import")
 

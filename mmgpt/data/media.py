@@ -7,7 +7,7 @@ import io
 import math
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Self
+from typing import Any, Self
 
 import av
 import av.error
@@ -21,7 +21,12 @@ from mmgpt.core.errors import UserError
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_IMAGE_PIXELS = 4096 * 4096
 MAX_FRAME_PIXELS = 1920 * 1088
+# PyAV 18 (Python 3.11) fails on metadata that is not UTF-8 unless told otherwise; PyAV 19 replaces it by itself.
+_OPEN = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 _MP4_BOXES = (b"ftyp", b"moov", b"mdat", b"free", b"skip", b"wide", b"pnot", b"styp")
+
+# PyAV 19 replaces broken metadata unasked and has no such argument any more.
+_LENIENT: dict[str, Any] = {"metadata_errors": "replace"} if int(av.__version__.split(".")[0]) < 19 else {}
 
 
 class MediaError(UserError, ValueError):
@@ -142,7 +147,7 @@ class _Clip:
         if self._data[4:8] not in _MP4_BOXES:
             raise MediaError("not a video", f"no MP4 box at the start, found {self._data[:8]!r}")
         try:
-            self._container = av.open(io.BytesIO(self._data), "r", format="mp4", metadata_errors="replace")
+            self._container = av.open(io.BytesIO(self._data), "r", format="mp4", **_LENIENT)
         except (av.error.FFmpegError, MemoryError, ValueError) as e:
             raise MediaError("corrupt", f"header: {e}") from e
         if not self._container.streams.video:

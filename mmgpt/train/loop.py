@@ -83,7 +83,8 @@ def _steps(
                 meter.read()
                 meter.resume()
             if done % run.log_every == 0 or done == run.steps:
-                metrics.write(done, _speed(built, batch, meter, peak) | {k: float(v) for k, v in values.items()})
+                figures = {k: float(v) for k, v in values.items()}  # waits for the steps that are timed
+                metrics.write(done, _speed(built, batch, meter, peak) | figures)
                 _tell(done, run.steps, values)
             preempted = hosts.preempted(done)
             last = done == run.steps or preempted

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from mmgpt.dist import axes as rules
 from mmgpt.nn.param import Variable
 from mmgpt.train.optimizer import Optimizer
 
@@ -61,7 +62,8 @@ def abstract(structure: Structure, optimizer: Optimizer, ema: bool) -> State:
     mesh = jax.sharding.get_mesh()
 
     def concrete(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        sharding = jax.sharding.NamedSharding(mesh, leaf.sharding.spec)
+        spec = rules.spec("", rules.STORE) if leaf.sharding is None else leaf.sharding.spec
+        sharding = jax.sharding.NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
     return jax.tree.map(concrete, jax.eval_shape(lambda: initial(structure, optimizer, ema)))

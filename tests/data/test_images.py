@@ -125,6 +125,15 @@ def test_aspect_is_kept_by_cropping():
     assert images.centred(wide, 1000, 1).shape == (10, 1, 3)
 
 
+def test_rows_show_the_centre_at_full_height(tmp_path):
+    image = np.zeros((10, 30, 3), np.uint8)
+    image[:5, 10:20] = 255
+    documents = [Document(key="wide", segments=(Image(data=encode_png(image)),))]
+    sources = (Pictures.Config(path=write(tmp_path, "wide", documents)),)
+    rows = build(ImageRows.Config(sources=sources, height=2, width=2, batch_rows=1, held_out=0.0), rows=1)
+    assert next(rows.batches(0)).streams["pixels"].feats[0, ..., 0].tolist() == [[1, 1], [-1, -1]]
+
+
 def test_a_picture_that_does_not_decode_is_blank_with_weight_zero(tmp_path):
     documents = [Document(key=f"p{i}", segments=(Image(data=picture(10 * i + 5)),)) for i in range(10)]
     sound = write(tmp_path / "sound", "stills", documents)

@@ -5,6 +5,7 @@ import io
 import struct
 import zlib
 
+import av
 import numpy as np
 import PIL.Image
 import pytest
@@ -169,9 +170,19 @@ def test_what_is_no_clip_is_named(data: bytes, expected: str):
     assert error.value.reason == expected
 
 
-def test_text_behind_a_box_name_opens_no_file():
+def test_text_that_passes_for_a_box_still_meets_the_mp4_demuxer_only(monkeypatch: pytest.MonkeyPatch):
+    opened: list[tuple[object, object]] = []
+    real = media.av.open
+
+    def spy(file: object, mode: str, **options: object) -> object:
+        opened.append((type(file), options["format"]))
+        return real(file, mode, **options)
+
+    monkeypatch.setattr(media.av, "open", spy)
+    monkeypatch.setattr(media, "_MP4_BOXES", (b"ncat",))
     with pytest.raises(MediaError, match="corrupt"):
-        media.decode_video(b"ffcoftyp version 1.0\nffconcat version 1.0\nfile /etc/hostname\n")
+        media.decode_video(b"ffconcat version 1.0\nfile /etc/hostname\n")
+    assert opened == [(io.BytesIO, "mp4")]
 
 
 def test_a_clip_without_frames_is_named():
@@ -186,6 +197,17 @@ def _without_samples(data: bytes) -> bytes:
     start = data.index(b"mdat")
     size = struct.unpack(">I", data[start - 4 : start])[0]
     return data[start - 4 : start + 4] + bytes(size - 8) + data[start - 4 + size :]
+
+
+def test_metadata_that_is_not_utf8_costs_no_clip():
+    out = io.BytesIO()
+    with av.open(out, "w", format="mp4") as container:
+        container.metadata["title"] = "TITLE"
+        stream = container.add_stream("libx264", rate=5)
+        stream.width, stream.height, stream.pix_fmt = 64, 48, "yuv420p"
+        container.mux(stream.encode(av.VideoFrame.from_ndarray(gradient(), format="rgb24")))
+        container.mux(stream.encode())
+    assert media.check_video(out.getvalue().replace(b"TITLE", b"caf\xe9!")) == (1, 48, 64)
 
 
 def test_large_frames_are_refused():

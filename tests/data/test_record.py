@@ -183,6 +183,14 @@ def test_lost_or_cut_files_are_named(tmp_path: Path, name: str, part: float | No
         Dataset(directory)
 
 
+def test_an_index_of_another_dataset_is_noticed(tmp_path: Path):
+    written(tmp_path / "d", 10)
+    other = written(tmp_path / "other", 9).directory
+    shutil.copy(other / "index-shape.npy", tmp_path / "d")
+    with pytest.raises(DatasetError, match=r"expected int32 \(80, 4\), found int32 \(72, 4\)"):
+        Dataset(tmp_path / "d")
+
+
 def test_flipped_bytes_are_noticed(tmp_path: Path):
     dataset = written(tmp_path / "d")
     path = tmp_path / "d" / record.shard_name(0)

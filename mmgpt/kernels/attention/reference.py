@@ -33,7 +33,9 @@ def attention(
     logits = jnp.einsum("btgrk,bsgk->bgrts", q, k_BSGK, preferred_element_type=jnp.float32) * scale
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
-    logits = jnp.where(visible(visibility)[:, None, None], logits, -jnp.inf)
+    # Behind a barrier the mask is made once; XLA would work the rule out again in every pass over [T, S].
+    bias = jax.lax.optimization_barrier(jnp.where(visible(visibility), 0.0, -jnp.inf))
+    logits = logits + bias[:, None, None]
     highest = jnp.max(logits, axis=-1, keepdims=True)
     sink = None if sinks_H is None else sinks_H.astype(jnp.float32).reshape(1, G, H // G, 1, 1)
     if sink is not None:
@@ -44,9 +46,11 @@ def attention(
     if sink is not None:
         total = total + jnp.exp(sink - highest)
     empty = total == 0.0
-    weight = weight / jnp.where(empty, 1.0, total)
-    lse = jnp.where(empty, -jnp.inf, jnp.log(jnp.where(empty, 1.0, total)) + highest)[..., 0]
+    total = jnp.where(empty, 1.0, total)
+    lse = jnp.where(empty, -jnp.inf, jnp.log(total) + highest)[..., 0]
     if key is not None and dropout > 0.0:
         weight = jnp.where(jax.random.bernoulli(key, 1.0 - dropout, weight.shape), weight / (1.0 - dropout), 0.0)
-    out = jnp.einsum("bgrts,bsgk->btgrk", weight.astype(v_BSGK.dtype), v_BSGK)
+    # Dividing the output and not the weights saves two passes over [T, S], forward and backward.
+    out = jnp.einsum("bgrts,bsgk->btgrk", weight.astype(v_BSGK.dtype), v_BSGK, preferred_element_type=jnp.float32)
+    out = (out / jnp.moveaxis(total, 3, 1)).astype(v_BSGK.dtype)
     return out.reshape(B, T, H, K), jnp.moveaxis(lse, -1, 1).reshape(B, T, H)

@@ -109,10 +109,10 @@ class Emu3:
     def _check(self, codes: np.ndarray, key: str) -> tuple[int, int]:
         T, H, W, C = codes.shape
         books = self.vocabulary.codebooks
-        if C != len(books) or not 0 < max(T, H, W) <= MAX_SIDE:
+        if C != len(books) or min(T, H, W) < 1 or max(T, H, W) > MAX_SIDE:
             raise GrammarError(
                 f"document {key!r}: a code grid of {T}x{H}x{W} places with {C} codes each does not fit the grammar's "
-                f"{len(books)} codebooks and sides up to {MAX_SIDE}."
+                f"{len(books)} codebooks and sides up to {MAX_SIDE}; sides are at least 1."
             )
         if codes.min() < 0 or any(codes[..., c].max() >= books[c] for c in range(C)):
             raise GrammarError(f"document {key!r}: a code is outside its codebook of {books}; tokenise again.")
@@ -193,6 +193,7 @@ class Emu3Automaton:
         text = np.zeros(used, bool)
         text[: g.vocabulary.text] = True
         self._text = text
+        self._sizes = ", ".join("*".join(str(n) for n in (size if size[0] else size[1:])) for size in sizes)
         self._build_trie(sizes)
 
     def _build_trie(self, sizes: tuple[tuple[int, int, int], ...]) -> None:
@@ -214,8 +215,26 @@ class Emu3Automaton:
         self._children = np.array(children, np.int32)
         self._done = np.array([d or (-1, 0, 0) for d in done], np.int32)
         self._symbol_ids = np.array([*self.grammar.digits, self.grammar.star], np.int32)
-        lengths = [self._medium_length(d) for d in done if d is not None]
-        self._longest = max(lengths) if lengths else 1 << 30
+        self._need, self._shortest = self._needs()
+
+    def _needs(self) -> tuple[np.ndarray, int]:
+        """Room for each symbol (0-9, *, IMG) at each node, so that medium and EOS fit; and for the shortest medium."""
+        never = 1 << 30
+        lengths = [never if d[0] < 0 else self._medium_length((int(d[0]), int(d[1]), int(d[2]))) for d in self._done]
+        need = np.full((len(lengths), 12), never, np.int32)
+        least = [never] * len(lengths)  # of the media whose sizes go through a node
+
+        def walk(node: int, depth: int) -> None:
+            least[node] = lengths[node]
+            need[node, 11] = min(never, lengths[node] - depth)
+            for symbol in np.flatnonzero(self._children[node]):
+                child = int(self._children[node, symbol])
+                walk(child, depth + 1)
+                need[node, symbol] = least[child] - depth
+                least[node] = min(least[node], least[child])
+
+        walk(0, 0)
+        return need, least[0]
 
     def _medium_length(self, size: tuple[int, int, int]) -> int:
         C = len(self.grammar.vocabulary.codebooks)
@@ -236,7 +255,7 @@ class Emu3Automaton:
                 fits = token == g.bos
                 state = [IN_TEXT, 0, 0, 0, 0, 0]
             elif phase == IN_TEXT:
-                fits = token < g.vocabulary.text or token in (g.boi, g.eos)
+                fits = 0 <= token < g.vocabulary.text or token in (g.boi, g.eos)
                 if token == g.boi:
                     state, size = [IN_SIZE, 0, 0, 0, 0, 0], []
                 elif token == g.eos:
@@ -249,17 +268,26 @@ class Emu3Automaton:
                 else:
                     fits = token in self._symbol_ids
                     size.append(token)
-                    child = self._children[state[SLOT], int(np.flatnonzero(self._symbol_ids == token)[0])] if fits else 0
-                    state[SLOT] = int(child)
+                    state[SLOT] = self._walk(state[SLOT], token) if fits else -1
             elif phase == IN_CODES:
                 column = self._expected(state)
-                fits = bool(self._visual[column, token]) if column >= 0 and token < g.vocabulary.used else token == -column
+                known = 0 <= token < g.vocabulary.used
+                fits = known and (bool(self._visual[column, token]) if column >= 0 else token == -column)
                 state = self._after_code(state)
             elif phase == ENDED:
                 fits = token == g.pad
             if not fits:
                 raise GrammarError(f"position {position}: id {token} may not stand here; the ids before it parse.")
+        if state[PHASE] == IN_SIZE and state[SLOT] < 0 and len(self._done) > 1:
+            raise GrammarError(
+                f"position {len(ids) - 1}: the size {g.text_size(size)!r} begins none that may be opened: {self._sizes}."
+            )
         return np.array(state, np.int32)
+
+    def _walk(self, node: int, token: int) -> int:
+        """The trie's node after one more symbol; -1 where no size goes on like this."""
+        child = int(self._children[node, np.flatnonzero(self._symbol_ids == token)[0]]) if node >= 0 else 0
+        return child or -1
 
     def _sides(self, size: list[int]) -> tuple[int, int, int] | None:
         parts = self.grammar.text_size(size).split("*")
@@ -288,7 +316,7 @@ class Emu3Automaton:
 
     @functools.cached_property
     def _next_tables(self) -> tuple[np.ndarray, np.ndarray]:
-        """Allowed ids by row: codebooks first, then EOL, EOF, EOI, text, PAD; and by trie node for sizes."""
+        """Allowed ids by row: codebooks first, then EOL, EOF, EOI, text, PAD; and the ids of size symbols and IMG."""
         g, used = self.grammar, self.grammar.vocabulary.used
         C = len(g.vocabulary.codebooks)
         classes = np.zeros((C + 5, used), bool)
@@ -297,22 +325,20 @@ class Emu3Automaton:
             classes[C + row, token] = True
         classes[C + 3] = self._text
         classes[C + 4, g.pad] = True
-        nodes = np.zeros((len(self._children), used), bool)
-        for node, (children, done) in enumerate(zip(self._children, self._done, strict=True)):
-            nodes[node, self._symbol_ids[children > 0]] = True
-            nodes[node, g.img] = done[0] >= 0
-        return classes, nodes
+        return classes, np.append(self._symbol_ids, g.img)
 
     def allowed(self, state_BK: jax.Array, room_B: jax.Array) -> jax.Array:
         g, C = self.grammar, len(self.grammar.vocabulary.codebooks)
-        classes, nodes = (jnp.asarray(table) for table in self._next_tables)
+        classes, symbols = (jnp.asarray(table) for table in self._next_tables)
         kind = jnp.where(state_BK[:, PHASE] == IN_TEXT, C + 3, self._device_class(state_BK))
         kind = jnp.where(state_BK[:, PHASE] == ENDED, C + 4, kind)
-        mask = jnp.where((state_BK[:, PHASE] == IN_SIZE)[:, None], nodes[state_BK[:, SLOT]], classes[kind])
+        fits = jnp.asarray(self._need)[state_BK[:, SLOT]] <= room_B[:, None]
+        in_size = jnp.zeros_like(classes[kind]).at[:, symbols].set(fits)
+        mask = jnp.where((state_BK[:, PHASE] == IN_SIZE)[:, None], in_size, classes[kind])
         in_text = (state_BK[:, PHASE] == IN_TEXT)[:, None]
         column = jnp.arange(g.vocabulary.used)[None, :]
         # A medium must fit together with EOS; the last token of a document is EOS.
-        mask = jnp.where(in_text & (column == g.boi), (room_B > self._longest)[:, None], mask)
+        mask = jnp.where(in_text & (column == g.boi), (room_B > self._shortest)[:, None], mask)
         mask = mask | (in_text & (column == g.eos))
         return jnp.where(in_text & (room_B <= 1)[:, None], column == g.eos, mask)
 
@@ -344,9 +370,6 @@ class Emu3Automaton:
         after = jnp.where(phase == IN_TEXT, from_text, state_BK)
         after = jnp.where(phase == IN_SIZE, from_size, after)
         return jnp.where(phase == IN_CODES, from_codes, after)
-
-    def ended(self, state_BK: jax.Array) -> jax.Array:
-        return state_BK[:, PHASE] == ENDED
 
     def ended(self, state_BK: jax.Array) -> jax.Array:
         return state_BK[:, PHASE] == ENDED

@@ -29,8 +29,6 @@ class Automaton(Protocol):
 
     pad: int
 
-    pad: int
-
     def start(self, ids: np.ndarray) -> np.ndarray:
         """The state `[K]` after a prompt; GrammarError when the prompt does not parse."""
         ...
@@ -41,10 +39,6 @@ class Automaton(Protocol):
 
     def advance(self, state_BK: jax.Array, id_B: jax.Array) -> jax.Array:
         """The state after one more id."""
-        ...
-
-    def ended(self, state_BK: jax.Array) -> jax.Array:
-        """`[B] bool`: whether the document is over."""
         ...
 
     def ended(self, state_BK: jax.Array) -> jax.Array:
@@ -69,6 +63,10 @@ class Grammar(Protocol):
 
     def encode(self, document: Document, *, end: bool = True) -> Tokens:
         """Lays a tokenised document out; with `end=False` it stays open, as a prompt that generation goes on from."""
+        ...
+
+    def open_video(self, codes_THWC: np.ndarray, frames: int) -> np.ndarray:
+        """Ids of a video of `frames` frames of which the first T are given: a prompt to be continued."""
         ...
 
     def parse(self, ids: np.ndarray) -> Document:

@@ -1,0 +1,112 @@
+"""What an evaluation leaves in the run folder, `eval/TASK/`: each prompt, what was made of it, and the verdict.
+
+`records.json` holds texts and verdicts; a medium is one PNG beside it with its frames side by side. A report is made
+from these without the model.
+"""
+
+import dataclasses
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mmgpt.core.document import Document
+from mmgpt.core.errors import UserError
+from mmgpt.core.log import write_json
+from mmgpt.data.media import decode_image, encode_png
+from mmgpt.evaluate.tasks import Judgement, Task
+from mmgpt.generate.model import Continuation, Part
+
+
+class RecordsError(UserError, ValueError):
+    """Records that cannot be read."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Record:
+    """One judged prompt."""
+
+    key: str
+    kind: str
+    right: bool
+    truth: str
+    prompt: tuple[Part, ...]
+    made: tuple[Part, ...]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Records:
+    """All records of a task, with its words and scores."""
+
+    name: str
+    title: str
+    about: str
+    figure: str
+    metrics: dict[str, str]
+    scores: dict[str, float]
+    records: tuple[Record, ...]
+
+
+def save_records(
+    folder: Path,
+    task: Task,
+    scores: dict[str, float],
+    documents: Sequence[Document],
+    made: Sequence[Continuation],
+    judgements: Sequence[Judgement],
+) -> None:
+    """Writes `folder` anew, whole or not at all."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
+    records = []
+    for number, (document, continuation, judgement) in enumerate(zip(documents, made, judgements, strict=True)):
+        parts = {
+            side: [_write(temporary, f"{number:04d}-{side}-{i}.png", part) for i, part in enumerate(pieces)]
+            for side, pieces in (("prompt", continuation.prompt), ("made", continuation.made))
+        }
+        verdict = {"right": judgement.right, "truth": judgement.truth, "finished": continuation.finished}
+        records.append({"key": document.key, "kind": document.meta.get("kind", ""), **verdict, **parts})
+    words = {"name": task.name, "title": task.title, "about": task.about, "figure": task.figure, "metrics": task.metrics}
+    write_json(temporary / "records.json", {**words, "scores": scores, "records": records})
+    shutil.rmtree(folder, ignore_errors=True)
+    temporary.rename(folder)
+
+
+def _write(folder: Path, name: str, part: Part) -> dict[str, Any]:
+    if part.frames is None:
+        return {"text": part.text}
+    (folder / name).write_bytes(encode_png(np.concatenate(list(part.frames), axis=1)))
+    return {"file": name, "frames": len(part.frames), "clip": part.clip, "given": part.given}
+
+
+def load_records(folder: Path, limit: int) -> Records:
+    """The first `limit` records of a task's folder; RecordsError where it holds something else."""
+    path = folder / "records.json"
+    try:
+        value = json.loads(path.read_text())
+        records = tuple(
+            Record(
+                key=record["key"],
+                kind=record["kind"],
+                right=record["right"],
+                truth=record["truth"],
+                prompt=tuple(_read(folder, part) for part in record["prompt"]),
+                made=tuple(_read(folder, part) for part in record["made"]),
+            )
+            for record in value["records"][:limit]
+        )
+        return Records(**{key: value[key] for key in ("name", "title", "about", "figure", "metrics", "scores")}, records=records)
+    except (OSError, ValueError, KeyError, TypeError) as e:
+        raise RecordsError(f"{path}: cannot be read ({type(e).__name__}: {e}). Run `mmgpt eval` again.") from e
+
+
+def _read(folder: Path, part: dict[str, Any]) -> Part:
+    if "text" in part:
+        return Part(text=part["text"])
+    wide = decode_image((folder / Path(part["file"]).name).read_bytes())
+    frames = np.stack(np.split(wide, part["frames"], axis=1))
+    return Part(frames=frames, clip=part["clip"], given=part["given"])

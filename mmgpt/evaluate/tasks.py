@@ -1,0 +1,119 @@
+"""Evaluation tasks: prompts are tokenised documents whose `meta` names the task and what a right answer is.
+
+A task says how much the model may make of a prompt and judges what it made. Metrics are shares: each judgement gives
+`(sum, weight)` pairs, which add up over the prompts. `meta` holds "task", "kind" (figures are also given by kind),
+"answer", and whatever else the task's judge reads.
+"""
+
+import dataclasses
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from mmgpt.core.document import Document
+from mmgpt.core.errors import UserError
+from mmgpt.data.record import Dataset
+from mmgpt.generate.decode import Sampling
+from mmgpt.generate.model import Continuation, Model, token_run
+
+TEXT_ROOM = 64
+"""Tokens that an answer or a caption may take."""
+
+
+class TaskError(UserError, ValueError):
+    """Prompts that no task can use; the message says which and what to do."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Judgement:
+    """Whether everything was right, what would have been (in words), and `(sum, weight)` for each metric."""
+
+    right: bool
+    truth: str
+    shares: dict[str, tuple[float, float]]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task:
+    """One kind of prompt. `figure` is the metric that sums it up; `metrics` says each metric in words.
+
+    `long`: the model may go on for as long as a training row, through several media. `guided`: guidance has a meaning
+    here, since the model was trained on such documents without their text. `add_frames` of a clip are to be predicted.
+    """
+
+    name: str
+    title: str
+    about: str
+    figure: str
+    metrics: dict[str, str]
+    judge: Callable[[dict[str, str], Continuation], Judgement]
+    long: bool = False
+    guided: bool = False
+    add_frames: int = 0
+
+
+def judge_text(meta: dict[str, str], made: Continuation) -> Judgement:
+    """Right where the output is one text, equal to the answer but for case, spaces and a full stop."""
+    right = len(made.made) == 1 and made.made[0].frames is None and normalised(made.made[0].text) == normalised(meta["answer"])
+    return Judgement(right=right, truth=meta["answer"], shares={"right": (float(right), 1.0)})
+
+
+def normalised(text: str) -> str:
+    """Lower case, single spaces, no full stop at the end."""
+    return re.sub(r"\s+", " ", text).strip().rstrip(".").rstrip().lower()
+
+
+LABEL = Task(
+    name="label",
+    title="Image → label",
+    about="The model reads a picture it never saw and says what it is.",
+    figure="right",
+    metrics={"right": "answers right"},
+    judge=judge_text,
+)
+"""A task that needs nothing but an answer: an image and its caption."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Prompts:
+    """The prompts of one task, in order."""
+
+    task: Task
+    documents: tuple[Document, ...]
+
+
+def load_prompts(path: Path, tasks: dict[str, Task], limit: int | None) -> Prompts:
+    """The first `limit` prompts of a tokenised dataset; TaskError where they name no known task."""
+    dataset = Dataset(path)
+    count = len(dataset) if limit is None else min(limit, len(dataset))
+    documents = tuple(dataset[i] for i in range(count))
+    names = sorted({document.meta.get("task", "") for document in documents})
+    if len(names) != 1 or names[0] not in tasks:
+        raise TaskError(
+            f"{path}: expected prompts of one known task ({', '.join(tasks)}) in their meta, "
+            f"found {', '.join(map(repr, names)) or 'no documents'}."
+        )
+    return Prompts(task=tasks[names[0]], documents=documents)
+
+
+def sampling_of(task: Task, model: Model, base: Sampling) -> Sampling:
+    """How a task samples: room for one medium or a text; tasks that sample alike share a compilation."""
+    _, data = token_run(model.generator.opened.built.run)
+    medium = model.longest_medium + 8  # a few words may come before it
+    room = data.row_length if task.long else max(TEXT_ROOM, medium * max(1, task.add_frames))
+    return base.replace(room=room, guidance=base.guidance if task.guided else 1.0)
+
+
+def scores(task: Task, kinds: Sequence[str], judgements: Sequence[Judgement]) -> dict[str, float]:
+    """Every metric over all prompts, the figure by kind as `figure/kind`, and their `count`."""
+    values = {name: _share(judgements, name) for name in task.metrics}
+    for kind in sorted(set(kinds)) if len(set(kinds)) > 1 else ():
+        mine = [j for j, k in zip(judgements, kinds, strict=True) if k == kind]
+        values[f"{task.figure}/{kind}"] = _share(mine, task.figure)
+    return {**{name: round(value, 4) for name, value in values.items()}, "count": len(judgements)}
+
+
+def _share(judgements: Sequence[Judgement], name: str) -> float:
+    pairs = [j.shares[name] for j in judgements if name in j.shares]
+    weight = sum(w for _, w in pairs)
+    return sum(s for s, _ in pairs) / weight if weight else 0.0

@@ -1,0 +1,128 @@
+"""Attention problems that every implementation must solve: visibility families, shapes, options, and the tolerances."""
+
+import dataclasses
+
+import numpy as np
+
+from mmgpt.core.stream import Visibility, packed_causal
+
+TOLERANCES = {"float32": (2e-6, 2e-5), "bfloat16": (1e-2, 4e-2)}
+"""Largest absolute error against float64 of (outputs, gradients), by dtype of the inputs, for values of order 1."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Case:
+    """A problem: `rows` B, `queries` T, `keys` S, `heads` H over `kv_heads` G, `head_dim` K, and what goes with it."""
+
+    name: str
+    visibility: Visibility
+    heads: int = 4
+    kv_heads: int = 2
+    head_dim: int = 8
+    scale: float | None = None
+    soft_cap: float | None = None
+    sinks: bool = False
+    dtype: str = "float32"
+
+    def arrays(self, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
+        """`q [B, T, H, K]`, `k, v [B, S, G, K]`, `sinks [H]` or None: float32 of order 1."""
+        rng = np.random.default_rng(seed)
+        B, T = self.visibility.start.shape
+        S = self.visibility.index.shape[1]
+        q = rng.standard_normal((B, T, self.heads, self.head_dim)).astype(np.float32)
+        k, v = rng.standard_normal((2, B, S, self.kv_heads, self.head_dim)).astype(np.float32)
+        return q, k, v, rng.standard_normal(self.heads).astype(np.float32) if self.sinks else None
+
+
+def _rows(*rows: list[int]) -> np.ndarray:
+    return np.array(rows, np.int32)
+
+
+def causal(rows: int, length: int) -> Visibility:
+    """Each query sees the keys up to itself."""
+    return packed_causal(np.zeros((rows, length), np.int32))
+
+
+def packed() -> Visibility:
+    """Three documents and padding; one document and much padding; no padding."""
+    return packed_causal(_rows([0] * 5 + [1] * 4 + [2] * 2 + [-1] * 5, [0] * 3 + [-1] * 13, [0] * 8 + [1] * 8))
+
+
+def bidirectional_span() -> Visibility:
+    """Causal, but the positions 4 to 9 of a picture see one another."""
+    seen = causal(2, 16)
+    stop = np.array(seen.stop)
+    stop[:, 4:10] = 10
+    return dataclasses.replace(seen, stop=stop)
+
+
+def prefix() -> Visibility:
+    """The first 6 positions see one another, the others are causal."""
+    seen = causal(2, 16)
+    return dataclasses.replace(seen, stop=np.maximum(seen.stop, 6))
+
+
+def sliding_window(width: int = 3) -> Visibility:
+    """Each query sees itself and the `width - 1` keys before it."""
+    seen = causal(2, 16)
+    return dataclasses.replace(seen, start=np.maximum(seen.stop - width, 0))
+
+
+def full() -> Visibility:
+    """Every query sees every key of its document."""
+    seen = packed_causal(_rows([0] * 9 + [1] * 7, [0] * 16))
+    return dataclasses.replace(seen, stop=_rows([9] * 9 + [16] * 7, [16] * 16))
+
+
+def islands() -> Visibility:
+    """Text, a noisy copy of a picture (island 1), its clean copy, more text: the clean rest never sees the noisy copy."""
+    seen = causal(2, 16)
+    island = _rows([0] * 4 + [1] * 4 + [0] * 8, [0] * 2 + [1] * 3 + [2] * 3 + [0] * 8)
+    return dataclasses.replace(seen, island=island, key_island=island)
+
+
+def cached() -> Visibility:
+    """Two new queries over a cache of 16 slots, of which the first ones (left padding) and the last ones are empty."""
+    index = np.broadcast_to(np.arange(16, dtype=np.int32), (2, 16))
+    return Visibility(
+        start=np.zeros((2, 2), np.int32),
+        stop=_rows([11, 12], [11, 12]),
+        island=np.zeros((2, 2), np.int32),
+        index=index,
+        key_island=np.where(index < np.array([[3], [0]]), -1, 0).astype(np.int32),
+    )
+
+
+def nothing() -> Visibility:
+    """Some queries see nothing: an empty interval, one outside all keys, and a row that is all padding."""
+    seen = causal(2, 8)
+    start, stop, island = np.array(seen.start), np.array(seen.stop), np.array(seen.key_island)
+    start[0, 2], stop[0, 2] = 5, 5
+    start[0, 4], stop[0, 4] = 8, 20
+    start[0, 6], stop[0, 6] = 7, 3
+    island[1] = -1
+    return dataclasses.replace(seen, start=start, stop=stop, key_island=island)
+
+
+CASES: tuple[Case, ...] = (
+    Case(name="causal", visibility=causal(2, 16)),
+    Case(name="one_token", visibility=causal(1, 1)),
+    Case(name="packed", visibility=packed()),
+    Case(name="bidirectional_span", visibility=bidirectional_span()),
+    Case(name="prefix", visibility=prefix()),
+    Case(name="sliding_window", visibility=sliding_window()),
+    Case(name="full", visibility=full()),
+    Case(name="islands", visibility=islands()),
+    Case(name="cached", visibility=cached()),
+    Case(name="nothing", visibility=nothing()),
+    Case(name="nothing_with_sinks", visibility=nothing(), sinks=True),
+    Case(name="one_kv_head", visibility=packed(), heads=4, kv_heads=1),
+    Case(name="no_groups", visibility=packed(), heads=3, kv_heads=3, head_dim=64),
+    Case(name="head_dim_128", visibility=packed(), heads=2, kv_heads=1, head_dim=128),
+    Case(name="soft_cap", visibility=packed(), soft_cap=1.5),
+    Case(name="sinks", visibility=packed(), sinks=True),
+    Case(name="scale", visibility=packed(), scale=1.0, soft_cap=5.0, sinks=True),
+    Case(name="long", visibility=causal(1, 96), heads=2, kv_heads=2),
+    Case(name="bfloat16", visibility=packed(), dtype="bfloat16"),
+)
+"""Every case is one problem of one family; a new implementation must solve all of them."""
