@@ -14,7 +14,7 @@ from rich.table import Table
 
 from mmgpt import presets
 from mmgpt.core import config
-from mmgpt.core.config import ConfigError, as_flags
+from mmgpt.core.config import Config, ConfigError, as_flags
 from mmgpt.core.errors import UserError
 from mmgpt.core.log import console, printable, write_json
 
@@ -26,7 +26,7 @@ def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 1 for a named error, 2 for wrong usage, 75 to be run again."""
     argv = sys.argv[1:] if argv is None else argv
     if not argv or argv[0] in ("-h", "--help"):
-        print(_usage())
+        sys.stdout.write(_usage() + "\n")
         return 0 if argv else 2
     name, rest = _command(argv)
     if name is None:
@@ -34,16 +34,20 @@ def main(argv: list[str] | None = None) -> int:
     try:
         return COMMANDS[name][0](rest) or 0
     except UserError as e:
-        print(f"error: {e}", file=sys.stderr)
+        _complain(f"error: {e}")
         return 1
     except OSError as e:
         if e.errno != errno.ENOSPC:
             raise
-        print(f"error: the disk is full ({e.filename}); free some space and run the same command again.", file=sys.stderr)
+        _complain(f"error: the disk is full ({e.filename}); free some space and run the same command again.")
         return 1
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        _complain("interrupted")
         return 130
+
+
+def _complain(message: str) -> None:
+    sys.stderr.write(message + "\n")
 
 
 def _command(argv: list[str]) -> tuple[str | None, list[str]]:
@@ -55,7 +59,7 @@ def _command(argv: list[str]) -> tuple[str | None, list[str]]:
     asked = " ".join(a for a in argv[:2] if not a.startswith("-"))
     near = difflib.get_close_matches(asked, COMMANDS, 3, 0.5) or [c for c in COMMANDS if c.startswith(argv[0])]
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
-    print(f"error: no command {asked!r}.{hint} `mmgpt --help` lists them.", file=sys.stderr)
+    _complain(f"error: no command {asked!r}.{hint} `mmgpt --help` lists them.")
     return None, []
 
 
@@ -73,7 +77,9 @@ def _preset_or_run(name: str) -> tuple[Any, Path | None]:
     if (Path(name) / "config.json").is_file():
         return config.load(Path(name) / "config.json"), Path(name)
     if Path(name).is_dir() or "/" in name:
-        raise ConfigError(f"{name} is no run folder: it has no config.json. Give a preset or a folder that a run wrote.")
+        raise ConfigError(
+            f"{name} is no run folder: it has no config.json. Give a preset or a folder that a run wrote."
+        )
     return presets.preset(name), None
 
 
@@ -82,7 +88,7 @@ def _overridden(base: Any, args: list[str], prog: str) -> tuple[Any, Path | None
 
     @dataclasses.dataclass(frozen=True)
     class Overrides:
-        config: Annotated[type(base), tyro.conf.arg(name="")] = base
+        config: Annotated[Config, tyro.conf.arg(name="")] = base
         run_dir: Path | None = None
         """Folder of the run; by default runs/PRESET."""
 
@@ -129,20 +135,26 @@ def _run(args: list[str]) -> int:
 
     recipe = presets.preset(args[0])
     if not isinstance(recipe, Recipe):
-        raise ConfigError(f"{args[0]!r} is no recipe but a {type(recipe).__name__}; `mmgpt train {args[0]}` trains a run.")
+        raise ConfigError(
+            f"{args[0]!r} is no recipe but a {type(recipe).__name__}; `mmgpt train {args[0]}` trains a run."
+        )
 
     @dataclasses.dataclass(frozen=True)
     class Options:
         dir: str = recipe.directory
         """Folder that everything is written to."""
 
-    options, extra = tyro.cli(Options, args=args[1:], prog=f"mmgpt run {args[0]}", config=FLAGS, return_unknown_args=True)
+    options, extra = tyro.cli(
+        Options, args=args[1:], prog=f"mmgpt run {args[0]}", config=FLAGS, return_unknown_args=True
+    )
     return run_recipe(recipe.replace(directory=options.dir), extra)
 
 
 def _config(args: list[str]) -> int:
     if not args or args[0].startswith("-"):
-        raise ConfigError(f"mmgpt config PRESET|FOLDER [--key value ...] [--json FILE]; presets: {', '.join(presets.names())}.")
+        raise ConfigError(
+            f"mmgpt config PRESET|FOLDER [--key value ...] [--json FILE]; presets: {', '.join(presets.names())}."
+        )
     base, _ = _preset_or_run(args[0])
     rest, json_file = _take_option(args[1:], "--json")
     tree, _ = _overridden(base, rest, f"mmgpt config {args[0]}")
@@ -191,7 +203,14 @@ def _data_shapes(args: list[str]) -> int:
         from mmgpt.evaluate.shapes.corpus import write_corpus
 
         counts = write_corpus(
-            out, pairs=pairs, stories=stories, clips=clips, questions=questions, edits=edits, eval_each=eval_each, seed=seed
+            out,
+            pairs=pairs,
+            stories=stories,
+            clips=clips,
+            questions=questions,
+            edits=edits,
+            eval_each=eval_each,
+            seed=seed,
         )
         _table(f"{out}", {name: {"documents": n} for name, n in counts.items()})
 
@@ -256,7 +275,7 @@ def _data_inspect(args: list[str]) -> int:
                 from mmgpt.tokenize.vision import VisionTokenizer
 
                 decode_codes = VisionTokenizer.load(vision).decode
-            page = documents_html(dataset, documents, text=decode_text, images=decode_codes)
+            page = documents_html(dataset, documents, text=decode_text, pixels=decode_codes)
             html.write_text(page)
             console.print(f"wrote {html}", highlight=False)
         if json is not None:

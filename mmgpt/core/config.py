@@ -52,7 +52,9 @@ def to_dict(config: Any) -> Any:
         return [to_dict(v) for v in config]
     if config is None or isinstance(config, (bool, int, float, str)):
         return config
-    raise ConfigError(f"a config may hold only configs, strings, numbers, lists and dicts, found {type(config).__name__}")
+    raise ConfigError(
+        f"a config may hold only configs, strings, numbers, lists and dicts, found {type(config).__name__}"
+    )
 
 
 def to_json(config: Config) -> str:

@@ -44,15 +44,15 @@ class Stream:
     `unit [B, T]` masking unit, `geometry [B, T, G]` boxes or time spans, `source [B, T]` index into another stream.
     """
 
-    ids: Array | None = None
-    feats: Array | None = None
-    modality: Array | None = None
-    position: Array | None = None
-    target: Array | None = None
-    weight: Array | None = None
-    unit: Array | None = None
-    geometry: Array | None = None
-    source: Array | None = None
+    ids: Array = None
+    feats: Array = None
+    modality: Array = None
+    position: Array = None
+    target: Array = None
+    weight: Array = None
+    unit: Array = None
+    geometry: Array = None
+    source: Array = None
     kind: str = dataclasses.field(default="tokens", metadata={"static": True})
 
 

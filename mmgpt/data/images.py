@@ -15,7 +15,7 @@ from mmgpt.core import config
 from mmgpt.core.document import KINDS, Image, Video
 from mmgpt.core.stream import Batch, Stream
 from mmgpt.data import mixture
-from mmgpt.data.loader import Cache, LoaderError, Rejects, read_ahead
+from mmgpt.data.loader import Cache, LoaderError, Rejects, RowsConfig, read_ahead
 from mmgpt.data.media import decode_image, decode_video, resize
 from mmgpt.data.record import Dataset
 from mmgpt.tokens.grammars.grammar import Grammar
@@ -106,11 +106,10 @@ class Turns:
 class ImageRows:
     """Pictures of one size; the same interface as packed rows."""
 
-    class Config(config.Config):
+    class Config(RowsConfig):
         sources: tuple[Pictures.Config, ...]
         height: int  # pixels
         width: int
-        batch_rows: int  # pictures in a global batch
         held_out: float = 0.02  # share of each source's documents that is kept from training
         cache_bytes: int = 256 << 20  # decoded pictures that are kept in memory
         threads: int = 2

@@ -4,6 +4,7 @@ The state of a loader is one integer, the next global row. A document that fails
 its row and a line in the rejects file; the plan and every other row stay as they are.
 """
 
+import abc
 import json
 import logging
 import threading
@@ -14,7 +15,7 @@ from typing import Any, Protocol
 import grain
 import numpy as np
 
-from mmgpt.core import config
+from mmgpt.core.config import Config
 from mmgpt.core.document import Image, Text, Video
 from mmgpt.core.errors import UserError
 from mmgpt.core.stream import Batch, Stream, packed_causal
@@ -48,6 +49,16 @@ class Rows(Protocol):
     def held_out_batches(self, name: str, count: int) -> list[Batch]: ...
     def summary(self) -> dict[str, Any]: ...
     def close(self) -> None: ...
+
+
+class RowsConfig(Config, abc.ABC):
+    """Config of a loader; `batch_rows` rows make a global batch."""
+
+    batch_rows: int
+
+    @abc.abstractmethod
+    def build(self, grammar: Grammar | None, *, seed: int, rows: int, rejects: Path | None) -> Rows:
+        """The loader of the first `rows` rows; what fails at load is listed in the file `rejects`."""
 
 
 class Rejects:
@@ -160,10 +171,9 @@ def read_ahead(
 class PackedRows:
     """Documents of tokenised datasets, laid out by a grammar and packed into rows of one length."""
 
-    class Config(config.Config):
+    class Config(RowsConfig):
         sources: tuple[Source.Config, ...]
         row_length: int  # tokens
-        batch_rows: int  # rows in a global batch
         changes: tuple[Change, ...] = ()
         held_out: float = 0.02  # share of each source's documents that is kept from training
         cache_bytes: int = 256 << 20  # encoded documents that are kept in memory

@@ -1,5 +1,8 @@
 """The one mesh of a run: Explicit axes `replica, fsdp, context, tensor`."""
 
+from collections.abc import Sequence
+from typing import Any
+
 import jax
 from jax.sharding import AxisType
 
@@ -16,20 +19,21 @@ class Mesh:
         context: int = 1
         tensor: int = 1
 
-        def build(self) -> jax.sharding.Mesh:
-            """The mesh over all devices; ShardingError when the sizes do not multiply to the device count."""
+        def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
+            """The mesh over `devices`, by default all; ShardingError when the sizes do not multiply to their number."""
             sizes = [self.replica, self.fsdp, self.context, self.tensor]
-            devices = jax.device_count()
+            count = jax.device_count() if devices is None else len(devices)
             known = 1
             for size in sizes:
                 known *= size if size > 0 else 1
             wild = [i for i, size in enumerate(sizes) if size == -1]
-            if len(wild) == 1 and devices % known == 0:
-                sizes[wild[0]] = devices // known
-                known = devices
-            if known != devices or any(size < 1 for size in sizes):
+            if len(wild) == 1 and count % known == 0:
+                sizes[wild[0]] = count // known
+                known = count
+            if known != count or any(size < 1 for size in sizes):
                 raise ShardingError(
-                    f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: the sizes must multiply to the {devices} devices "
+                    f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: the sizes must multiply to the {count} devices "
                     "that are there; set --mesh.replica, --mesh.fsdp, --mesh.context, --mesh.tensor (one may be -1)."
                 )
-            return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Explicit,) * len(MESH_AXES))
+            explicit = (AxisType.Explicit,) * len(MESH_AXES)
+            return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=explicit, devices=devices)

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
@@ -22,7 +23,7 @@ def lines_svg(panels: Mapping[str, Mapping[str, Line]], x_label: str, name: str)
     """
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
-    settings = {
+    settings: dict[Any, Any] = {
         "svg.fonttype": "none",
         "svg.hashsalt": name,
         "font.family": "sans-serif",
@@ -46,7 +47,8 @@ def lines_svg(panels: Mapping[str, Mapping[str, Line]], x_label: str, name: str)
 def _panel(axes: Axes, title: str, lines: Mapping[str, Line], colours: Mapping[str, str], x_label: str) -> None:
     axes.set_title(title, fontsize=10)
     for label, (x, y) in lines.items():
-        axes.plot(x, y, color=colours[label], label=label, linewidth=1.6, marker="o" if len(x) < 12 else None, markersize=3)
+        marker = "o" if len(x) < 12 else None
+        axes.plot(x, y, color=colours[label], label=label, linewidth=1.6, marker=marker, markersize=3)
     axes.set_xlabel(x_label)
     axes.set_ylim(bottom=0.0)
     axes.grid(alpha=0.25, linewidth=0.6)

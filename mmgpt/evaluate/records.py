@@ -21,6 +21,10 @@ from mmgpt.evaluate.tasks import Judgement, Task
 from mmgpt.generate.model import Continuation, Part
 
 
+_WORDS = ("name", "title", "about", "figure", "metrics")
+"""What a task says about itself."""
+
+
 class RecordsError(UserError, ValueError):
     """Records that cannot be read."""
 
@@ -70,7 +74,7 @@ def save_records(
         }
         verdict = {"right": judgement.right, "truth": judgement.truth, "finished": continuation.finished}
         records.append({"key": document.key, "kind": document.meta.get("kind", ""), **verdict, **parts})
-    words = {"name": task.name, "title": task.title, "about": task.about, "figure": task.figure, "metrics": task.metrics}
+    words = {key: getattr(task, key) for key in _WORDS}
     write_json(temporary / "records.json", {**words, "scores": scores, "records": records})
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
@@ -99,7 +103,8 @@ def load_records(folder: Path, limit: int) -> Records:
             )
             for record in value["records"][:limit]
         )
-        return Records(**{key: value[key] for key in ("name", "title", "about", "figure", "metrics", "scores")}, records=records)
+        words = {key: value[key] for key in _WORDS}
+        return Records(**words, scores=value["scores"], records=records)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise RecordsError(f"{path}: cannot be read ({type(e).__name__}: {e}). Run `mmgpt eval` again.") from e
 

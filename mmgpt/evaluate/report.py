@@ -7,6 +7,7 @@ import statistics
 from pathlib import Path
 from typing import Any
 
+import jax
 import jinja2
 import numpy as np
 import tyro
@@ -67,7 +68,9 @@ def _run_folders(folder: Path) -> list[Path]:
     candidates = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
     found = [path for path in candidates if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file()]
     if not found:
-        raise ReportError(f"{folder}: neither a run folder nor a folder of runs (no config.json with metrics.jsonl in it).")
+        raise ReportError(
+            f"{folder}: neither a run folder nor a folder of runs: no config.json with metrics.jsonl. Train a run first."
+        )
     return sorted(found, key=lambda path: not (path / "eval").is_dir())  # what has scores comes first
 
 
@@ -98,7 +101,8 @@ def _json(path: Path) -> dict[str, Any]:
 def training(run: RunFolder) -> dict[str, Any]:
     """Figures of a training run: steps, seconds in steps, final loss, share of a plain matmul, parameters."""
     lines = run.of("train")
-    figures: dict[str, Any] = {"steps": lines[-1]["step"] if lines else 0, "final_loss": lines[-1]["loss"] if lines else None}
+    last = lines[-1] if lines else {"step": 0, "loss": None}
+    figures: dict[str, Any] = {"steps": last["step"], "final_loss": last["loss"]}
     before, seconds = 0, sum(line.get("compile_seconds", 0.0) for line in run.of("start"))
     for line in lines:
         seconds += (line["step"] - before) * line.get("step_seconds", 0.0)
@@ -109,20 +113,24 @@ def training(run: RunFolder) -> dict[str, Any]:
         if values:
             figures[name] = round(statistics.median(values), 4)
     try:
-        figures["parameters"] = build(run.run).structure.parameters()
+        built = build(run.run)
+        with jax.set_mesh(built.mesh):
+            figures["parameters"] = built.structure.parameters()
     except UserError:
         figures["parameters"] = None  # its tokenizers are gone; all else is here
     return figures
 
 
-def _page(folder: Path, runs: list[RunFolder], tasks: list[Records], scores: dict[str, Any], times: dict[str, Any]) -> str:
+def _page(
+    folder: Path, runs: list[RunFolder], tasks: list[Records], scores: dict[str, Any], times: dict[str, Any]
+) -> str:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
     environment.filters |= {"percent": lambda x: f"{100 * x:.3g} %" if x < 1 else "100 %", "duration": _duration}
     return environment.get_template("report.html.jinja").render(
         title=folder.resolve().name,
-        tasks=[{"words": task, "cards": [_card(record) for record in task.records], "kinds": _kinds(task)} for task in tasks],
+        tasks=[{"words": task, "cards": [_card(r) for r in task.records], "kinds": _kinds(task)} for task in tasks],
         runs=[_run_view(run, scores["training"][run.name]) for run in runs],
         times=[{"command": command, **values} for command, values in times.items()],
         total=scores.get("total_seconds"),
@@ -140,7 +148,7 @@ def _kinds(task: Records) -> list[tuple[str, float]]:
 
 
 def _card(record: Record) -> dict[str, Any]:
-    """A record as cells in reading order: texts and the medium that follows them; last texts stand below the last medium."""
+    """A record as cells in reading order: texts and the medium after them; the last texts stand below the last medium."""
     prompt = record.prompt
     if record.made and record.made[0].given:
         prompt = prompt[:-1]  # the clip made holds the given frames too
@@ -189,7 +197,8 @@ def _charts(run: RunFolder) -> list[Markup]:
     if lines:
         names = {name: f"loss/{name}" for name in modalities} or {"loss": "loss"}
         curves = {label: _line(lines, key) for label, key in names.items()}
-        charts.append(Markup(lines_svg({"training loss by modality" if modalities else "training loss": curves}, "step", f"{run.name}-train")))
+        title = "training loss by modality" if modalities else "training loss"
+        charts.append(Markup(lines_svg({title: curves}, "step", f"{run.name}-train")))
     panels: dict[str, dict[str, Any]] = {}
     for key in sorted({key for line in held_out for key in line if "/" in key}):
         source, _, metric = key.partition("/")
@@ -215,5 +224,6 @@ def _samples(path: Path, most: int = 6) -> list[dict[str, str]]:
         step, _, name = picture.stem.partition("-")
         text = picture.with_suffix(".txt")
         source = "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode()
-        views.append({"name": name, "step": step.lstrip("0") or "0", "src": source, "text": text.read_text() if text.is_file() else ""})
+        told = text.read_text() if text.is_file() else ""
+        views.append({"name": name, "step": step.lstrip("0") or "0", "src": source, "text": told})
     return views

@@ -89,7 +89,9 @@ class _Drawings:
         self.text = TextTokenizer.load(Path(tokens.text))
         self.vision_run = Path(tokens.vision)
         if not any((self.vision_run / "checkpoints").glob("*")):
-            raise ConfigError(f"{self.vision_run}: no checkpoint of an image tokenizer, which the samples need; train it first.")
+            raise ConfigError(
+                f"{self.vision_run}: no checkpoint of an image tokenizer to draw with; train it, or set samples=0."
+            )
         self.sizes = tuple(size for size in media_sizes(data) if size[0] == 0)
         self.documents = list(_texts(data, run.samples)) if self.sizes else []
         self.model: Model | None = None

@@ -54,7 +54,8 @@ class Task:
 
 def judge_text(meta: dict[str, str], made: Continuation) -> Judgement:
     """Right where the output is one text, equal to the answer but for case, spaces and a full stop."""
-    right = len(made.made) == 1 and made.made[0].frames is None and normalised(made.made[0].text) == normalised(meta["answer"])
+    said = [part.text for part in made.made if part.frames is None]
+    right = len(said) == len(made.made) == 1 and normalised(said[0]) == normalised(meta["answer"])
     return Judgement(right=right, truth=meta["answer"], shares={"right": (float(right), 1.0)})
 
 

@@ -1,4 +1,4 @@
-"""A trained run ready to use: documents go in as prompts, and what the model makes of them comes out as text and pixels."""
+"""A trained run ready to use: documents go in as prompts; what the model makes of them comes out as text and pixels."""
 
 import dataclasses
 from collections import defaultdict
@@ -36,7 +36,7 @@ class Part:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Continuation:
-    """A prompt and what the model made of it; not `finished` where the room ended inside a medium, which is not shown."""
+    """A prompt and what the model made of it, which is nothing unless `finished`: the room may end inside a medium."""
 
     prompt: tuple[Part, ...]
     made: tuple[Part, ...]
@@ -46,7 +46,7 @@ class Continuation:
 def token_run(run: Run) -> tuple[Tokens, PackedRows.Config]:
     """The parts of a run's config that only a run over tokens has; ConfigError for another."""
     if run.tokens is None or not isinstance(run.data, PackedRows.Config):
-        raise ConfigError("this run does not model tokens: text and pictures come from a run that was trained on packed rows.")
+        raise ConfigError("this run does not model tokens: text and pictures come from a run trained on packed rows.")
     return run.tokens, run.data
 
 
@@ -125,7 +125,9 @@ class Model:
             return ids, len(ids)
         *before, last = document.segments
         if not isinstance(last, Video) or last.codes is None:
-            raise ConfigError(f"document {document.key!r} does not end in a tokenised clip; there are no frames to go on from.")
+            raise ConfigError(
+                f"document {document.key!r} does not end in a tokenised clip: there are no frames to add to."
+            )
         head = self.grammar.encode(dataclasses.replace(document, segments=tuple(before)), end=False).ids
         clip = self.grammar.open_video(last.codes, len(last.codes) + add_frames)
         return np.concatenate([head, clip]), len(head)

@@ -6,8 +6,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmgpt.core import config
+from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import Batch, Visibility
+from mmgpt.models import ModelConfig
 from mmgpt.nn.attention import Attention, KeyValues, empty_cache
 from mmgpt.nn.layers import GatedMLP, RMSNorm, dropout
 from mmgpt.nn.param import einsum, normal, param, take, use
@@ -58,7 +59,7 @@ class Block(nnx.Module):
 class Decoder(nnx.Module):
     """Embedding, a stack of blocks, final norm and a vocabulary projection."""
 
-    class Config(config.Config):
+    class Config(ModelConfig):
         """Sizes of the decoder. `vocab` is the padded row count; 0 is filled in from the grammar at start-up."""
 
         vocab: int = 0
@@ -92,9 +93,11 @@ class Decoder(nnx.Module):
 
         def build(self, rngs: nnx.Rngs) -> "Decoder":
             if self.vocab <= 0:
-                raise config.ConfigError("model.vocab is 0: give the padded vocabulary size of the grammar.")
+                raise ConfigError("model.vocab is 0: give the padded vocabulary size of the grammar.")
+            if self.head_dim % 2:
+                raise ConfigError(f"model.head_dim {self.head_dim} is odd: rotary positions turn pairs.")
             if self.heads % self.kv_heads:
-                raise config.ConfigError(
+                raise ConfigError(
                     f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}; change one of them."
                 )
             return Decoder(rngs, self)
@@ -112,9 +115,9 @@ class Decoder(nnx.Module):
         keys = None
         x = take(use(self.embedding, jnp.dtype(c.dtype)), stream.ids, "batch seq embed")
         if key is not None and (c.dropout > 0.0 or c.attention_dropout > 0.0):
-            embed_key, key = jax.random.split(key)
+            embed_key, layers_key = jax.random.split(key)
             x = dropout(x, c.dropout, embed_key)  # Emu3 drops its input embeddings too
-            keys = jax.random.split(key, c.layers)
+            keys = jax.random.split(layers_key, c.layers)
 
         def call(block: Block, x: jax.Array, key: jax.Array | None) -> jax.Array:
             return block(x, stream.position, visibility, key=key)[0]

@@ -9,9 +9,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmgpt.core import config
 from mmgpt.core.stream import Batch
 from mmgpt.dist import axes as rules
+from mmgpt.models import VisionConfig
 from mmgpt.nn.param import normal, param, use, zeros
 from mmgpt.nn.quantize import Quantized, Quantizer
 
@@ -31,7 +31,7 @@ class MLP(nnx.Module):
 
 
 class PatchVQ(nnx.Module):
-    class Config(config.Config):
+    class Config(VisionConfig):
         """`patch` pixels a side; `structure` and `colour` codes; `palette` colours a patch can mix."""
 
         patch: int = 8

@@ -68,13 +68,14 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotary(q, position_BT, self.rope_theta), rotary(k, position_BT, self.rope_theta)
         if cache is not None:
+            assert slot is not None
             cache = KeyValues(_write(cache.k, k, slot), _write(cache.v, v, slot))
             k, v = cache.k, cache.v
         out = _sharded(q, k, v, visibility, self.dropout, key)
         return einsum("bthk,hkd->btd", out, use(self.out, dtype), "batch seq embed"), cache
 
 
-def _write(cache_BSGK: jax.Array, new_BTGK: jax.Array, slot: jax.Array | None) -> jax.Array:
+def _write(cache_BSGK: jax.Array, new_BTGK: jax.Array, slot: jax.Array) -> jax.Array:
     return jax.lax.dynamic_update_slice_in_dim(cache_BSGK, new_BTGK.astype(cache_BSGK.dtype), slot, axis=1)
 
 

@@ -10,7 +10,7 @@ from mmgpt.nn.param import Variable, normal, param, zeros
 
 
 class Quantized(NamedTuple):
-    """`value [N, D]` with the straight-through gradient, `code [N]`, `commitment` the mean squared distance to the code."""
+    """`value [N, D]` with the straight-through gradient, `code [N]`, `commitment`: mean squared distance to the code."""
 
     value: jax.Array
     code: jax.Array
@@ -40,7 +40,7 @@ class Quantizer(nnx.Module):
         return Quantized(z_ND + jax.lax.stop_gradient(nearest - z_ND), code, commitment)
 
     def follow(self, key: jax.Array, z_ND: jax.Array, code_N: jax.Array, decay: float) -> dict[str, jax.Array]:
-        """The codebook after one batch: used codes move to their vectors' mean, unused ones restart at random vectors."""
+        """The codebook after one batch: used codes move to their vectors' mean, dead ones restart elsewhere."""
         codes = self.count[...].shape[0]
         z_ND = jax.lax.stop_gradient(z_ND)
         count = jnp.zeros((codes,), jnp.float32).at[code_N].add(1.0)

@@ -16,7 +16,9 @@ class Stack(nnx.Module):
     A stacked parameter keeps the logical axes of one layer, which is what its slice has inside the loop.
     """
 
-    def __init__(self, rngs: nnx.Rngs, make: Callable[[nnx.Rngs], nnx.Module], layers: int, *, scan: bool, remat: Remat):
+    def __init__(
+        self, rngs: nnx.Rngs, make: Callable[[nnx.Rngs], nnx.Module], layers: int, *, scan: bool, remat: Remat
+    ):
         keys = jax.random.split(rngs.params(), layers)
         # The structure is traced by the first layer; vmap then makes all of them without a second kind of init.
         structure = nnx.graphdef(nnx.eval_shape(lambda key: make(nnx.Rngs(params=key)), keys[0]))

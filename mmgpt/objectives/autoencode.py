@@ -3,15 +3,14 @@
 import jax
 import jax.numpy as jnp
 
-from mmgpt.core import config
 from mmgpt.core.stream import Batch
 from mmgpt.models.patch_vq import PatchVQ
 from mmgpt.nn.quantize import Quantized
-from mmgpt.objectives.objective import Loss
+from mmgpt.objectives.objective import Loss, ObjectiveConfig
 
 
 class Autoencode:
-    class Config(config.Config):
+    class Config(ObjectiveConfig):
         """Weight of the commitment term (arXiv 1711.00937: 0.25) and decay of the codebooks' averages."""
 
         commitment: float = 0.25
@@ -28,7 +27,7 @@ class Autoencode:
         return batch
 
     def loss(self, model: PatchVQ, batch: Batch, key: jax.Array | None) -> Loss:
-        """Terms "reconstruction" (mean squared error) and "commitment"; metrics: PSNR in dB and the codes' perplexities."""
+        """Terms "reconstruction" (mean squared error) and "commitment"; metrics: PSNR in dB, perplexity of the codes."""
         patches = model.patches(batch.streams["pixels"].feats)
         (structure, quantized), (colour, quantized_colour) = model.quantize(patches)
         drawn = model.draw(quantized.value, quantized_colour.value)

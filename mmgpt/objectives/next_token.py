@@ -3,15 +3,15 @@
 import jax
 import jax.numpy as jnp
 
-from mmgpt.core import config
+from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import MODALITIES, Batch
 from mmgpt.models.decoder import Decoder
-from mmgpt.objectives.objective import Loss
+from mmgpt.objectives.objective import Loss, ObjectiveConfig
 from mmgpt.tokens.vocabulary import Vocabulary
 
 
 class NextToken:
-    class Config(config.Config):
+    class Config(ObjectiveConfig):
         """`vocab` counts the ids in use: padded rows above it leave the softmax; 0 is filled in from the grammar.
 
         `z_loss` weighs log(Z)^2, which keeps logits from drifting (arXiv 2202.08906; Chameleon uses 1e-5).
@@ -26,7 +26,7 @@ class NextToken:
 
         def build(self) -> "NextToken":
             if self.vocab <= 0:
-                raise config.ConfigError("objective.vocab is 0: give the grammar's number of ids.")
+                raise ConfigError("objective.vocab is 0: give the grammar's number of ids.")
             return NextToken(self)
 
     def __init__(self, c: "NextToken.Config"):

@@ -1,11 +1,14 @@
 """What an objective is: corrupt -> forward -> read -> loss, with every loss a (sum, weight) pair."""
 
-from typing import Any, NamedTuple, Protocol
+import abc
+from typing import Any, NamedTuple, Protocol, Self
 
 import jax
 import jax.numpy as jnp
 
+from mmgpt.core import config
 from mmgpt.core.stream import Batch
+from mmgpt.tokens.vocabulary import Vocabulary
 
 SumWeight = tuple[jax.Array, jax.Array]
 
@@ -30,6 +33,18 @@ class Objective(Protocol):
     def loss(self, model: Any, batch: Batch, key: jax.Array | None) -> Loss:
         """Forward pass and losses of a corrupted batch; no key means evaluation."""
         ...
+
+
+class ObjectiveConfig(config.Config, abc.ABC):
+    """Config of an objective."""
+
+    def fit(self, vocabulary: Vocabulary) -> Self:
+        """The config with the sizes that a vocabulary sets."""
+        return self
+
+    @abc.abstractmethod
+    def build(self) -> Objective:
+        """The objective."""
 
 
 def mean(pair: SumWeight) -> jax.Array:

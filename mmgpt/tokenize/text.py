@@ -22,7 +22,9 @@ def train_text(datasets: list[Path], out: Path, size: int, most: int) -> TextTok
     def texts() -> Iterator[str]:
         for dataset in opened:
             count = max(1, int(len(dataset) * share))
-            for i in progress(np.linspace(0, len(dataset) - 1, count).astype(int), total=count, label=f"read {dataset.name}"):
+            for i in progress(
+                np.linspace(0, len(dataset) - 1, count).astype(int), total=count, label=f"read {dataset.name}"
+            ):
                 for segment in dataset[int(i)].segments:
                     if isinstance(segment, Text) and segment.text:
                         yield segment.text

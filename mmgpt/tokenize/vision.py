@@ -6,16 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmgpt.core.config import ConfigError
+from mmgpt.models import VisionConfig
 from mmgpt.train.run import Opened, open_run
 
 
 class VisionTokenizer:
-    """The tokenizer of a run folder. `codebooks` are the sizes in the order of a place's codes, `patch` its pixels a side."""
+    """The tokenizer of a run: `codebooks` are the sizes in the order of a place's codes, `patch` its pixels a side."""
 
     def __init__(self, opened: Opened, batch: int = 64):
+        model = opened.built.run.model
+        if not isinstance(model, VisionConfig):
+            raise ConfigError("this run trains no image tokenizer; name one that does.")
         self._opened, self._batch = opened, batch
-        self.codebooks: tuple[int, ...] = opened.built.run.model.codebooks
-        self.patch: int = opened.built.run.model.patch
+        self.codebooks, self.patch = model.codebooks, model.patch
         structure = opened.built.structure
         self._encode = jax.jit(lambda p, v, x: structure.merge(p, v).encode(x.astype(jnp.float32) / 127.5 - 1.0))
         self._decode = jax.jit(lambda p, v, c: _to_uint8(structure.merge(p, v).decode(c)))

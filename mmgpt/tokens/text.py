@@ -36,7 +36,7 @@ class TextTokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], size: int) -> "TextTokenizer":
-        """A unigram model of at most `size` pieces with byte fallback, so that every text has ids and comes back whole."""
+        """A byte-pair model of `size` pieces with byte fallback, so that every text has ids and comes back whole."""
         out = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.Train(
@@ -44,7 +44,7 @@ class TextTokenizer:
                 model_writer=out,
                 vocab_size=size,
                 hard_vocab_limit=False,
-                model_type="unigram",
+                model_type="bpe",
                 byte_fallback=True,
                 split_digits=True,
                 user_defined_symbols=list(DIGITS),
@@ -56,7 +56,9 @@ class TextTokenizer:
                 minloglevel=2,
             )
         except RuntimeError as e:
-            raise TextError(f"training a text tokenizer of {size} pieces failed: {e}; lower the size or give more text.") from e
+            raise TextError(
+                f"training a text tokenizer of {size} pieces failed: {e}; lower the size or give more text."
+            ) from e
         return cls(out.getvalue())
 
     @property

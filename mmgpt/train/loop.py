@@ -43,10 +43,15 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None) -> Outcome:
             if restored is not None:
                 state, first = restored.state, restored.step
                 if restored.position != first * rows.batch_rows:
-                    raise ConfigError(f"{run_dir}: row {restored.position} does not belong to step {first}; the batch size changed.")
+                    raise ConfigError(
+                        f"{run_dir}: row {restored.position} does not belong to step {first}; the batch size changed."
+                    )
                 console.print(f"going on from step {first} of {run.steps}", highlight=False)
             else:
-                state, first = jax.jit(lambda: states.initial(built.structure, built.optimizer, run.ema is not None))(), 0
+                state, first = (
+                    jax.jit(lambda: states.initial(built.structure, built.optimizer, run.ema is not None))(),
+                    0,
+                )
             if going_on:
                 metrics.truncate(first)
             write_json(run_dir / "data.json", rows.summary())
@@ -91,7 +96,9 @@ def _steps(
             if done % run.evaluate_every == 0 or done == run.steps:
                 jax.block_until_ready(state)
                 meter.pause()
-                opened = Opened(built, done, state["ema"] if run.ema is not None else state["params"], state["variables"])
+                opened = Opened(
+                    built, done, state["ema"] if run.ema is not None else state["params"], state["variables"]
+                )
                 metrics.write(done, evaluate(evaluation, opened, held_out), "held_out")
                 if hook is not None and hosts.is_lead():
                     hook(opened, metrics)

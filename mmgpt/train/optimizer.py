@@ -61,7 +61,9 @@ def _decayed(params: Any) -> Any:
 
 
 def _named(tree: Any) -> list[tuple[str, jax.Array]]:
-    return [(jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in jax.tree.leaves_with_path(tree)]
+    return [
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in jax.tree.leaves_with_path(tree)
+    ]
 
 
 def _schedule(c: Optimizer.Config, steps: int) -> optax.Schedule:

@@ -11,11 +11,12 @@ import jax
 from mmgpt.core import config
 from mmgpt.core.config import ConfigError
 from mmgpt.core.log import console, write_atomic
-from mmgpt.data.loader import Rows
+from mmgpt.data.loader import Rows, RowsConfig
 from mmgpt.dist.mesh import Mesh
-from mmgpt.objectives.objective import Objective
+from mmgpt.models import ModelConfig, VisionConfig
+from mmgpt.objectives.objective import Objective, ObjectiveConfig
 from mmgpt.tokens.grammars.emu3 import Emu3
-from mmgpt.tokens.grammars.grammar import Grammar
+from mmgpt.tokens.grammars.grammar import Grammar, GrammarConfig
 from mmgpt.tokens.text import TextTokenizer
 from mmgpt.train import state as states
 from mmgpt.train.checkpoint import Checkpoints
@@ -26,14 +27,16 @@ from mmgpt.train.state import Structure
 class Tokens(config.Config):
     """What turns documents into ids: a grammar, the text tokenizer's file, the image tokenizer's run folder."""
 
-    grammar: config.Config = Emu3.Config()
+    grammar: GrammarConfig = Emu3.Config()
     text: str = ""
     vision: str = ""
 
     def build(self) -> Grammar:
         """The grammar; TextError or ConfigError when a tokenizer is missing."""
-        vision = config.load(Path(self.vision) / "config.json")
-        return self.grammar.build(TextTokenizer.load(Path(self.text)), vision.model.codebooks)
+        vision = load_run(Path(self.vision)).model
+        if not isinstance(vision, VisionConfig):
+            raise ConfigError(f"tokens.vision={self.vision}: that run trains no image tokenizer; name one that does.")
+        return self.grammar.build(TextTokenizer.load(Path(self.text)), vision.codebooks)
 
 
 class Run(config.Config):
@@ -43,9 +46,9 @@ class Run(config.Config):
     which inference then uses. `samples` prompts are drawn at every evaluation.
     """
 
-    model: config.Config
-    objective: config.Config
-    data: config.Config
+    model: ModelConfig
+    objective: ObjectiveConfig
+    data: RowsConfig
     tokens: Tokens | None = None
     optimizer: Optimizer.Config = Optimizer.Config()
     mesh: Mesh.Config = Mesh.Config()
@@ -60,7 +63,24 @@ class Run(config.Config):
     samples: int = 4
 
 
-CHANGEABLE = ("steps", "mesh.", "log_every", "evaluate_every", "held_out_batches", "save_every", "samples", "checkpoint.")
+def load_run(run_dir: Path) -> Run:
+    """The config of a run folder; ConfigError when it holds none."""
+    run = config.load(run_dir / "config.json")
+    if not isinstance(run, Run):
+        raise ConfigError(f"{run_dir}/config.json is not the config of a training run.")
+    return run
+
+
+CHANGEABLE = (
+    "steps",
+    "mesh.",
+    "log_every",
+    "evaluate_every",
+    "held_out_batches",
+    "save_every",
+    "samples",
+    "checkpoint.",
+)
 """Leaves that may differ when a run goes on: they do not change what a step computes."""
 
 
@@ -104,13 +124,11 @@ def claim(run: Run, run_dir: Path) -> bool:
     path = run_dir / "config.json"
     if path.exists():
         before = config.load(path)
-        changed = {
-            key: pair for key, pair in config.difference(run, before).items() if not key.startswith(CHANGEABLE)
-        }
+        changed = {key: pair for key, pair in config.difference(run, before).items() if not key.startswith(CHANGEABLE)}
         if changed:
             lines = "\n".join(f"  {key}: {old!r} there, {new!r} asked" for key, (old, new) in changed.items())
             raise ConfigError(
-                f"{run_dir} holds a run of another config:\n{lines}\nGive another --run-dir, or the same config to go on."
+                f"{run_dir} holds a run of another config:\n{lines}\nGive another --run-dir, or the config as it was."
             )
     run_dir.mkdir(parents=True, exist_ok=True)
     known = path.exists()
@@ -140,9 +158,7 @@ class Opened:
 
 def open_run(run_dir: Path, step: int | None = None) -> Opened:
     """Loads a run folder's newest (or given) checkpoint; ConfigError or CheckpointError say what is missing."""
-    run = config.load(run_dir / "config.json")
-    if not isinstance(run, Run):
-        raise ConfigError(f"{run_dir}/config.json is not the config of a training run.")
+    run = load_run(run_dir)
     built = build(run)
     with jax.set_mesh(built.mesh):
         whole = states.abstract(built.structure, built.optimizer, run.ema is not None)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmgpt.dist import axes as rules
+from mmgpt.dist.mesh import Mesh
 from mmgpt.nn.param import Variable
 from mmgpt.train.optimizer import Optimizer
 
@@ -23,9 +24,24 @@ class Structure:
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module], seed: int):
         self._build = build
         self._key = jax.random.key(seed)
-        self._graph, self._params, self._variables = nnx.split(
-            nnx.eval_shape(lambda: build(nnx.Rngs(params=self._key))), nnx.Param, Variable
-        )
+        try:
+            module = nnx.eval_shape(self._make)
+        except rules.ShardingError:
+            self._name_what_does_not_fit()
+            raise
+        self._graph, self._params, self._variables = nnx.split(module, nnx.Param, Variable)
+
+    def _make(self) -> nnx.Module:
+        return self._build(nnx.Rngs(params=self._key))
+
+    def _name_what_does_not_fit(self) -> None:
+        """Raises ShardingError with the path of the first array that the mesh cannot hold; one device holds all."""
+        with jax.set_mesh(Mesh.Config().build(jax.devices()[:1])):
+            arrays = nnx.to_flat_state(nnx.state(nnx.eval_shape(self._make), nnx.Param, Variable)[0])
+        for path, leaf in arrays:
+            names = leaf.axes.split()
+            shape = leaf.get_value().shape[-len(names) :]  # without the layers of a stack
+            rules.spec(leaf.axes, rules.STORE, shape, "parameter " + "/".join(str(p) for p in path))
 
     def merge(self, params: Any, variables: Any) -> Any:
         """The module with these arrays in it; shares them, copies nothing."""
@@ -36,7 +52,7 @@ class Structure:
 
     def fresh(self) -> tuple[Any, Any]:
         """Initial `(params, variables)` as nested dicts."""
-        _, params, variables = nnx.split(self._build(nnx.Rngs(params=self._key)), nnx.Param, Variable)
+        _, params, variables = nnx.split(self._make(), nnx.Param, Variable)
         return nnx.to_pure_dict(params), nnx.to_pure_dict(variables)
 
     def abstract(self) -> tuple[Any, Any]:

@@ -61,7 +61,8 @@ def make_step(
             "optimizer": moments,
         }
         if ema is not None:
-            new["ema"] = jax.tree.map(lambda old, now: ema * old + (1.0 - ema) * now, state["ema"], params)
+            decay = ema
+            new["ema"] = jax.tree.map(lambda old, now: decay * old + (1.0 - decay) * now, state["ema"], params)
         finite = jnp.isfinite(norm) & jnp.isfinite(value)
         kept = jax.tree.map(lambda now, old: jnp.where(finite, now, old), new, {k: state[k] for k in new})
         kept["step"] = state["step"] + 1

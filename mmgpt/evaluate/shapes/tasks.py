@@ -111,7 +111,7 @@ TASKS: dict[str, Task] = {
         Task(
             name="unseen",
             title="Pairs never seen",
-            about="Captions that name a colour with a shape that no training document, picture or text ever had together.",
+            about="Captions that put together a colour and a shape that no training document, in picture or text, had together.",
             figure="unseen_objects",
             metrics={"unseen_objects": "objects of held-out pairs drawn right", **_DRAWN},
             judge=judge_unseen,
@@ -120,7 +120,7 @@ TASKS: dict[str, Task] = {
         Task(
             name="caption",
             title="Image → caption",
-            about="The model says what a picture shows; a parser reads the caption back. Other words for the same are right.",
+            about="The model says what a picture shows. A parser reads it back, so that other words for the same are right.",
             figure="exact",
             metrics={
                 "exact": "captions exactly right",

@@ -35,10 +35,19 @@ def attention(
     """
     H, G = q_BTHK.shape[2], k_BSGK.shape[2]
     if H % G:
-        raise ValueError(f"attention: {H} query heads do not divide into {G} key heads; make heads a multiple of kv_heads.")
+        raise ValueError(
+            f"attention: {H} query heads do not divide into {G} key heads; make heads a multiple of kv_heads."
+        )
     if implementation not in (None, "reference"):
         raise ValueError(f"attention: unknown implementation {implementation!r}; there is 'reference'.")
-    scale = q_BTHK.shape[-1] ** -0.5 if scale is None else scale
     return reference.attention(
-        q_BTHK, k_BSGK, v_BSGK, visibility, scale=scale, soft_cap=soft_cap, sinks_H=sinks, dropout=dropout, key=key
+        q_BTHK,
+        k_BSGK,
+        v_BSGK,
+        visibility,
+        scale=float(q_BTHK.shape[-1] ** -0.5) if scale is None else scale,
+        soft_cap=soft_cap,
+        sinks_H=sinks,
+        dropout=dropout,
+        key=key,
     )

@@ -10,7 +10,7 @@ TOLERANCES = {"float32": (2e-6, 2e-5), "bfloat16": (1e-2, 4e-2)}
 """Largest absolute error against float64 of (outputs, gradients), by dtype of the inputs, for values of order 1."""
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
+@dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
     """A problem: `rows` B, `queries` T, `keys` S, `heads` H over `kv_heads` G, `head_dim` K, and what goes with it."""
 

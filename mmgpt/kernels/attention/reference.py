@@ -26,7 +26,7 @@ def attention(
     dropout: float,
     key: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`(out [B, T, H, K], lse [B, T, H] float32)`; a query that sees nothing yields zeros and lse -inf (its sink's, if any)."""
+    """`(out [B, T, H, K], lse [B, T, H] float32)`; a query that sees nothing yields zeros, and lse -inf or its sink."""
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
     q = q_BTHK.reshape(B, T, G, H // G, K)

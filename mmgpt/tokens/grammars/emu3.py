@@ -14,10 +14,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmgpt.core import config
 from mmgpt.core.document import KINDS, Document, Image, Segment, Text, Video
 from mmgpt.core.stream import IMAGE, TEXT, VIDEO
-from mmgpt.tokens.grammars.grammar import GrammarError, Tokens
+from mmgpt.tokens.grammars.grammar import GrammarConfig, GrammarError, Tokens
 from mmgpt.tokens.text import TextTokenizer
 from mmgpt.tokens.vocabulary import Vocabulary
 
@@ -27,7 +26,7 @@ MAX_SIDE = 99
 
 
 class Emu3:
-    class Config(config.Config):
+    class Config(GrammarConfig):
         """Loss weights of text and vision (Emu3's pretraining: 1 and 0.5); layout tokens count as vision."""
 
         text_weight: float = 1.0
@@ -60,7 +59,9 @@ class Emu3:
         video = image + digits(T) + 1
         known = [kind == KINDS.index(k) for k in (Text, Image, Video)]
         if not np.all(known[0] | known[1] | known[2]):
-            raise GrammarError("the emu3 grammar lays out text, images and videos; the data holds another kind of segment.")
+            raise GrammarError(
+                "the emu3 grammar lays out text, images and videos; the data holds another kind of segment."
+            )
         return np.select(known, [shape[:, 0].astype(np.int64), image, video])
 
     def encode(self, document: Document, *, end: bool = True) -> Tokens:
@@ -78,7 +79,9 @@ class Emu3:
         """Ids of a video of `frames` frames of which the first T are given: a prompt to be continued."""
         T, H, W, _ = codes_THWC.shape
         header = [self.boi, *self._size(frames, H, W), self.img]
-        return np.concatenate([np.array(header, np.int32), *[self._frame(codes_THWC[t]) for t in range(T)]]).astype(np.int32)
+        return np.concatenate([np.array(header, np.int32), *[self._frame(codes_THWC[t]) for t in range(T)]]).astype(
+            np.int32
+        )
 
     def _control(self, token: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return np.array([token]), np.array([TEXT]), np.array([self.weights[0]])
@@ -87,7 +90,9 @@ class Emu3:
         if isinstance(segment, Text) and segment.ids is not None:
             ids = np.asarray(segment.ids, np.int32)
             if ids.size and (ids.min() < 0 or ids.max() >= self.vocabulary.text):
-                raise GrammarError(f"document {key!r}: a text id is outside the text tokenizer's {self.vocabulary.text}.")
+                raise GrammarError(
+                    f"document {key!r}: a text id is outside the text tokenizer's {self.vocabulary.text}."
+                )
             modality, weight = TEXT, self.weights[0]
         elif isinstance(segment, Image) and segment.codes is not None:
             codes = np.asarray(segment.codes)
@@ -280,7 +285,7 @@ class Emu3Automaton:
                 raise GrammarError(f"position {position}: id {token} may not stand here; the ids before it parse.")
         if state[PHASE] == IN_SIZE and state[SLOT] < 0 and len(self._done) > 1:
             raise GrammarError(
-                f"position {len(ids) - 1}: the size {g.text_size(size)!r} begins none that may be opened: {self._sizes}."
+                f"position {len(ids) - 1}: the size {g.text_size(size)!r} begins none that may be opened, {self._sizes}."
             )
         return np.array(state, np.int32)
 

@@ -1,13 +1,16 @@
 """What a grammar is: the one object that knows control tokens and layout."""
 
+import abc
 import dataclasses
 from typing import Protocol
 
 import jax
 import numpy as np
 
+from mmgpt.core import config
 from mmgpt.core.document import Document
 from mmgpt.core.errors import UserError
+from mmgpt.tokens.text import TextTokenizer
 from mmgpt.tokens.vocabulary import Vocabulary
 
 
@@ -22,6 +25,14 @@ class Tokens:
     ids: np.ndarray
     modality: np.ndarray
     weight: np.ndarray
+
+
+class GrammarConfig(config.Config, abc.ABC):
+    """Config of a grammar."""
+
+    @abc.abstractmethod
+    def build(self, text: TextTokenizer, codebooks: tuple[int, ...]) -> "Grammar":
+        """The grammar over a text tokenizer's ids and visual codebooks."""
 
 
 class Automaton(Protocol):

@@ -1,5 +1,6 @@
 """Every implementation of attention against the rule written out in float64 loops, forward and backward."""
 
+import functools
 import typing
 
 import jax
@@ -56,6 +57,31 @@ def inputs(case: Case):
     return q, k, v, None if sinks is None else jnp.asarray(sinks)
 
 
+def weights(case: Case) -> tuple[np.ndarray, np.ndarray]:
+    """What outputs and lse are multiplied with to make the loss that is differentiated."""
+    rng = np.random.default_rng(1)
+    shape = (*case.visibility.start.shape, case.heads)
+    return tuple(rng.standard_normal(s).astype(np.float32) for s in ((*shape, case.head_dim), shape))
+
+
+@functools.cache
+def solved(case: Case, implementation):
+    """Outputs, lse, and the gradients of a weighted sum of both."""
+    weight, lse_weight = weights(case)
+
+    def loss(arrays):
+        q, k, v, *sinks = arrays
+        out, lse = api.attention(
+            q, k, v, case.visibility, sinks=(sinks or [None])[0], implementation=implementation, **options(case)
+        )
+        value = jnp.sum(out * weight, dtype=jnp.float32)
+        return value + jnp.sum(jnp.where(jnp.isfinite(lse), lse, 0.0) * lse_weight), (out, lse)
+
+    arrays = [x for x in inputs(case) if x is not None]
+    grads, (out, lse) = jax.jit(jax.grad(loss, has_aux=True))(arrays)
+    return out, lse, grads
+
+
 @every_case
 def test_visible_is_the_rule(case: Case) -> None:
     mask = np.asarray(visible(case.visibility))
@@ -67,7 +93,7 @@ def test_visible_is_the_rule(case: Case) -> None:
 @every_case
 def test_forward(case: Case, implementation) -> None:
     q, k, v, sinks = inputs(case)
-    out, lse = api.attention(q, k, v, case.visibility, sinks=sinks, implementation=implementation, **options(case))
+    out, lse, _ = solved(case, implementation)
     expected, expected_lse = by_loops(case, q, k, v, sinks)
     assert out.dtype == v.dtype and lse.dtype == jnp.float32 and lse.shape == q.shape[:3]
     tolerance = TOLERANCES[case.dtype][0]
@@ -80,22 +106,16 @@ def test_forward(case: Case, implementation) -> None:
 def test_gradients(case: Case, implementation) -> None:
     """Along random directions, central differences of the float64 loops; lse is differentiated too where it is finite."""
     q, k, v, sinks = inputs(case)
-    rng = np.random.default_rng(1)
-    weight = rng.standard_normal(q.shape).astype(np.float32)
-    finite = np.isfinite(by_loops(case, q, k, v, sinks)[1])
-    lse_weight = np.where(finite, rng.standard_normal(finite.shape), 0.0).astype(np.float32)
-
-    def loss(q, k, v, sinks):
-        out, lse = api.attention(q, k, v, case.visibility, sinks=sinks, implementation=implementation, **options(case))
-        return jnp.sum(out * weight, dtype=jnp.float32) + jnp.sum(jnp.where(finite, lse, 0.0) * lse_weight)
+    rng = np.random.default_rng(2)
+    weight, lse_weight = weights(case)
 
     def loss_by_loops(*arrays):
         out, lse = by_loops(case, *arrays)
-        return np.sum(out * weight) + np.sum(np.where(finite, lse, 0.0) * lse_weight)
+        return np.sum(out * weight) + np.sum(np.where(np.isfinite(lse), lse, 0.0) * lse_weight)
 
     arrays = [x for x in (q, k, v, sinks) if x is not None]
     fill = (None,) * (4 - len(arrays))
-    grads = jax.grad(loss, argnums=tuple(range(len(arrays))))(*arrays, *fill)
+    grads = solved(case, implementation)[2]
     plain = [np.asarray(x, np.float64) for x in arrays]
     for i, grad in enumerate(grads):
         grad = np.asarray(grad, np.float64)
