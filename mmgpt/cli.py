@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+from rich.console import Console
 from rich.table import Table
 
 from mmgpt import presets
 from mmgpt.core import config
 from mmgpt.core.config import Config, ConfigError, as_flags
 from mmgpt.core.errors import UserError
-from mmgpt.core.log import console, printable, write_json
+from mmgpt.core.log import PLAIN_WIDTH, console, printable, write_json
 
 FLAGS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 """Booleans are written out (`--model.scan False`), so that `key=value` works for all of them."""
@@ -162,7 +163,7 @@ def _config(args: list[str]) -> int:
     changed = config.difference(tree, base)
     for key, value in config.leaves(tree).items():
         table.add_row(key, printable(str(value)), style="bold" if key in changed else None)
-    console.print(table)
+    _show(table)
     if json_file:
         Path(json_file).write_text(config.to_json(tree))
     return 0
@@ -377,7 +378,12 @@ def _table(title: str, rows: dict[str, dict[str, Any]]) -> None:
     table = Table("", *columns, title=title)
     for name, row in rows.items():
         table.add_row(name, *(json.dumps(row[c]) if c in row else "" for c in columns))
-    console.print(table)
+    _show(table)
+
+
+def _show(table: Table) -> None:
+    """A result: to stdout, where what the program says about its work does not go."""
+    Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {

@@ -4,6 +4,8 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
 from mmgpt.core import config
@@ -22,6 +24,7 @@ from mmgpt.tokens.grammars.emu3 import Emu3
 from mmgpt.tokens.text import TextTokenizer
 from mmgpt.train.optimizer import Optimizer
 from mmgpt.train.run import Run, Tokens
+from mmgpt.train.state import State, Structure, initial
 
 SENTENCES = ("a red circle left of a blue square", "two green stars below a small cross", "what colour is the ring?")
 BOOKS = (4, 8)
@@ -47,10 +50,10 @@ def documents(count: int, seed: int, codebooks: tuple[int, ...] = BOOKS) -> list
     found = []
     for i in range(count):
         codes = grid(rng, (2, 3), codebooks)
-        words = f"{SENTENCES[i % 3]} {int(codes[0, 0, 0])}"
+        words = f"{' '.join(SENTENCES[i % 3].split()[-2:])} {int(codes[0, 0, 0])}"
         segments: list[Segment] = [Text(ids=np.array(text().encode(words), np.int32)), Image(codes=codes)]
         if i % 4 == 0:
-            segments.append(Video(codes=grid(rng, (2, 2, 2), codebooks)))
+            segments.append(Video(codes=grid(rng, (2, 1, 2), codebooks)))
         found.append(Document(key=f"{seed}-{i}", segments=tuple(segments)))
     return found
 
@@ -64,12 +67,37 @@ def batch(rows: int, length: int, seed: int = 0, codebooks: tuple[int, ...] = BO
         while tokens and used + len(tokens[0].ids) <= length:
             row.append(tokens.pop(0))
             used += len(row[-1].ids)
+        assert row, "a document is longer than a row"
         made.append(assemble(row, length, grammar(codebooks).pad))
     arrays = {name: np.stack([row[name] for row in made]) for name in made[0]}
     visibility = packed_causal(arrays.pop("document"))
     return Batch(
         streams={"tokens": Stream(**arrays)}, visibility={"tokens": visibility}, row_id=np.arange(rows, dtype=np.int64)
     )
+
+
+def drawn(abstract: Any, seed: int = 0) -> Any:
+    """Arrays of a state's shapes, laid out as it says: gains of one, the rest small and random.
+
+    By numpy, since compiling the real initialisers costs ten times what the tests of a tiny model do.
+    """
+    rng = np.random.default_rng(seed)
+
+    def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
+        gain = path[-1].key == "scale"
+        value = np.ones(leaf.shape) if gain else 0.2 * rng.standard_normal(leaf.shape)
+        return jax.device_put(value.astype(leaf.dtype), jax.NamedSharding(jax.sharding.get_mesh(), leaf.sharding.spec))
+
+    return jax.tree.map_with_path(draw, abstract)
+
+
+def state(structure: Structure, optimizer: Optimizer, *, ema: bool = False) -> State:
+    """A state at step 0 with `drawn` parameters."""
+    whole = jax.eval_shape(lambda: initial(structure, optimizer, ema))
+    made: State = {name: drawn(whole[name]) for name in ("params", "variables")}
+    optimizer_state = jax.jit(optimizer.init)(made["params"])
+    made |= {"optimizer": optimizer_state, "step": jnp.zeros((), jnp.int32)}
+    return made | ({"ema": jax.tree.map(jnp.copy, made["params"])} if ema else {})
 
 
 def decoder(**changes: Any) -> Decoder.Config:
@@ -98,9 +126,8 @@ def tokens(folder: Path) -> Tokens:
 
 def run(folder: Path, **changes: Any) -> Run:
     """A run over two small tokenised datasets that are written to the folder."""
-    sources = tuple(
-        Source.Config(path=write(folder / name, documents(60, seed)), swap=0.5) for seed, name in enumerate(("left", "right"))
-    )
+    names = {"left": documents(60, 0), "right": documents(60, 1)}
+    sources = tuple(Source.Config(path=write(folder / name, found), swap=0.5) for name, found in names.items())
     base = Run(
         model=decoder(vocab=0, dropout=0.1),
         objective=NextToken.Config(),

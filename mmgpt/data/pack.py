@@ -211,17 +211,18 @@ def _finished(closed: list[list[int]], draws: Draws, sources: Sequence[Source], 
 def assemble(
     documents: Iterator[Tokens | int] | Sequence[Tokens | int], row_length: int, pad: int
 ) -> dict[str, np.ndarray]:
-    """One row of T = `row_length` tokens: `ids target modality position document` int32 [T], `weight` float32 [T].
+    """One row of T = `row_length` tokens: `ids target modality document` int32 [T], `position` int32 [T, 3],
+    `weight` float32 [T].
 
     `target[t]` is the next id of the same document and `weight[t]` that id's loss weight, 0 on a document's last
-    token. `position` starts anew in each document. An integer in place of a document leaves a gap of that many
-    tokens. Gaps and the rest of the row are padding: id `pad`, weight 0, document -1.
+    token. `position` is the number in the document, then the row and column in the picture. An integer in place of a
+    document leaves a gap of that many tokens. Gaps and the rest of the row are padding: id `pad`, weight 0, document -1.
     """
     row = {
         "ids": np.full(row_length, pad, np.int32),
         "target": np.full(row_length, pad, np.int32),
         "modality": np.zeros(row_length, np.int32),
-        "position": np.zeros(row_length, np.int32),
+        "position": np.zeros((row_length, 3), np.int32),
         "document": np.full(row_length, -1, np.int32),
         "weight": np.zeros(row_length, np.float32),
     }
@@ -237,7 +238,8 @@ def assemble(
             row["target"][at : end - 1] = tokens.ids[1:]
             row["weight"][at : end - 1] = tokens.weight[1:]
             row["modality"][at:end] = tokens.modality
-            row["position"][at:end] = np.arange(end - at)
+            row["position"][at:end, 0] = np.arange(end - at)
+            row["position"][at:end, 1:] = tokens.place
             row["document"][at:end] = number
         at = end
     return row

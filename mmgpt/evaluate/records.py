@@ -20,7 +20,6 @@ from mmgpt.data.media import decode_image, encode_png
 from mmgpt.evaluate.tasks import Judgement, Task
 from mmgpt.generate.model import Continuation, Part
 
-
 _WORDS = ("name", "title", "about", "figure", "metrics")
 """What a task says about itself."""
 

@@ -16,6 +16,7 @@ from markupsafe import Markup
 from mmgpt.core import config
 from mmgpt.core.errors import UserError
 from mmgpt.core.log import console, read_metrics, write_atomic, write_json
+from mmgpt.core.stream import MODALITIES
 from mmgpt.data.media import encode_gif, encode_png, resize
 from mmgpt.evaluate.charts import lines_svg
 from mmgpt.evaluate.records import Record, Records, load_records
@@ -51,7 +52,7 @@ def report(folder: tyro.conf.Positional[Path], examples: int = 12) -> None:
         folder: a recipe's folder, which holds run folders; or one run folder.
         examples: prompts shown for each task: the first ones, good or bad.
     """
-    runs = [_opened(path) for path in _run_folders(folder)]
+    runs = [open_folder(path) for path in _run_folders(folder)]
     tasks = [load_records(path.parent, examples) for run in runs for path in _records_of(run.path)]
     times = _json(folder / "times.json")
     scores = _json(folder / "scores.json") | {t.name: t.scores for t in tasks}
@@ -68,13 +69,12 @@ def _run_folders(folder: Path) -> list[Path]:
     candidates = [folder, *sorted(path for path in folder.glob("*") if path.is_dir())]
     found = [path for path in candidates if (path / "config.json").is_file() and (path / "metrics.jsonl").is_file()]
     if not found:
-        raise ReportError(
-            f"{folder}: neither a run folder nor a folder of runs: no config.json with metrics.jsonl. Train a run first."
-        )
+        raise ReportError(f"{folder}: neither a run folder nor a folder of runs: no config.json with metrics.jsonl.")
     return sorted(found, key=lambda path: not (path / "eval").is_dir())  # what has scores comes first
 
 
-def _opened(path: Path) -> RunFolder:
+def open_folder(path: Path) -> RunFolder:
+    """A run folder's config and metrics; ConfigError or ReportError where it is none."""
     run = config.load(path / "config.json")
     if not isinstance(run, Run):
         raise ReportError(f"{path}/config.json is not the config of a training run.")
@@ -148,7 +148,7 @@ def _kinds(task: Records) -> list[tuple[str, float]]:
 
 
 def _card(record: Record) -> dict[str, Any]:
-    """A record as cells in reading order: texts and the medium after them; the last texts stand below the last medium."""
+    """A record as cells in reading order: texts with the medium after them; last texts stand below the last medium."""
     prompt = record.prompt
     if record.made and record.made[0].given:
         prompt = prompt[:-1]  # the clip made holds the given frames too
@@ -187,26 +187,33 @@ def _gif(frames: np.ndarray) -> str:
 
 
 def _run_view(run: RunFolder, figures: dict[str, Any]) -> dict[str, Any]:
-    return {"name": run.name, "figures": figures, "charts": _charts(run), "samples": _samples(run.path)}
+    return {
+        "name": run.name,
+        "figures": figures,
+        "chart": chart(run),
+        "held_out": _held_out(run),
+        "samples": _samples(run.path),
+    }
 
 
-def _charts(run: RunFolder) -> list[Markup]:
+def chart(run: RunFolder) -> Markup:
+    """Training loss by modality and held-out loss by modality and source; the plain loss where there are none."""
     lines, held_out = run.of("train"), run.of("held_out")
-    modalities = [name for name in ("text", "image", "video") if any(f"loss/{name}" in line for line in lines)]
-    charts: list[Markup] = []
-    if lines:
-        names = {name: f"loss/{name}" for name in modalities} or {"loss": "loss"}
-        curves = {label: _line(lines, key) for label, key in names.items()}
-        title = "training loss by modality" if modalities else "training loss"
-        charts.append(Markup(lines_svg({title: curves}, "step", f"{run.name}-train")))
-    panels: dict[str, dict[str, Any]] = {}
-    for key in sorted({key for line in held_out for key in line if "/" in key}):
-        source, _, metric = key.partition("/")
-        if metric.startswith("loss/") or (not modalities and "accuracy" not in metric):
-            panels.setdefault(f"held out: {metric.removeprefix('loss/')}", {})[source] = _line(held_out, key)
-    if panels:
-        charts.append(Markup(lines_svg(panels, "step", f"{run.name}-held-out")))
-    return charts
+    modalities = [name for name in MODALITIES if any(f"loss/{name}" in line for line in lines)]
+    names = {name: f"loss/{name}" for name in modalities} or {"loss": "loss"}
+    panels = {"training loss": {label: _line(lines, key) for label, key in names.items()}}
+    for name in modalities:
+        keys = sorted({key for line in held_out for key in line if key.endswith(f"/loss/{name}")})
+        panels[f"held-out {name}"] = {key.partition("/")[0]: _line(held_out, key) for key in keys}
+    return Markup(lines_svg({title: curves for title, curves in panels.items() if curves}, "step", run.name))
+
+
+def _held_out(run: RunFolder) -> list[tuple[str, float]]:
+    """The last held-out figures of a run whose losses have no modality."""
+    lines = run.of("held_out")
+    if not lines or any("loss/" in key for key in lines[-1]):
+        return []
+    return [(key.replace("/", " ", 1), value) for key, value in lines[-1].items() if "/" in key]
 
 
 def _line(lines: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:

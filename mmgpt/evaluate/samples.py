@@ -1,5 +1,6 @@
 """Pictures during training: reconstructions of an image tokenizer, drawings of a model over tokens."""
 
+import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -93,7 +94,7 @@ class _Drawings:
                 f"{self.vision_run}: no checkpoint of an image tokenizer to draw with; train it, or set samples=0."
             )
         self.sizes = tuple(size for size in media_sizes(data) if size[0] == 0)
-        self.documents = list(_texts(data, run.samples)) if self.sizes else []
+        self.documents = held_out_texts(run, run.samples) if self.sizes else []
         self.model: Model | None = None
 
     def __call__(self, opened: Opened, metrics: Metrics) -> None:
@@ -108,7 +109,11 @@ class _Drawings:
             said = " ".join(part.text for part in continuation.made if part.frames is None)
             texts.append(" ".join(part.text for part in continuation.prompt) + (f"  [goes on: {said}]" if said else ""))
             pictures.append(found[0] if found else None)
-        metrics.text(opened.step, "drawings", "\n".join(f"{i + 1}. {text}" for i, text in enumerate(texts)) + "\n")
+        metrics.text(
+            opened.step,
+            "drawings",
+            "\n".join(f"{i + 1}. {' '.join(text.split())}" for i, text in enumerate(texts)) + "\n",
+        )
         size = next((picture.shape for picture in pictures if picture is not None), None)
         if size is not None:
             blank = np.full(size, 255, np.uint8)
@@ -116,18 +121,19 @@ class _Drawings:
             metrics.image(opened.step, "drawings", grid([shown]))
 
 
-def _texts(data: PackedRows.Config, count: int) -> Iterator[Document]:
-    """The texts before the first image of held-out documents of the first source, as documents."""
+def held_out_texts(run: Run, count: int) -> list[Document]:
+    """The texts before the first image in held-out documents of the first source: prompts to draw from."""
+    _, data = token_run(run)
+    return list(itertools.islice(_texts(data), count))
+
+
+def _texts(data: PackedRows.Config) -> Iterator[Document]:
     dataset = Dataset(Path(data.sources[0].path))
     numbers = np.flatnonzero(is_held_out(dataset.name, len(dataset), data.held_out))[:LOOK]
-    found = 0
     for number in numbers:
-        if found == count:
-            return
         document = dataset[int(number)]
         kinds = [type(segment) for segment in document.segments]
         if Image in kinds and kinds.index(Image) > 0 and set(kinds[: kinds.index(Image)]) == {Text}:
-            found += 1
             yield Document(key=document.key, segments=document.segments[: kinds.index(Image)])
 
 

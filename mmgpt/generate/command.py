@@ -4,15 +4,14 @@ import html
 import sys
 from pathlib import Path
 
-import numpy as np
 import tyro
 
-from mmgpt.core.document import Document, Image, Segment, Text, Video
+from mmgpt.core.document import Document
 from mmgpt.core.errors import UserError
 from mmgpt.core.log import console, write_atomic
-from mmgpt.data.media import decode_image, decode_video, encode_gif, encode_png, fit, resize
+from mmgpt.data.media import decode_image, decode_video, encode_gif, encode_png
 from mmgpt.generate.decode import Sampling
-from mmgpt.generate.model import Continuation, Model, Part, token_run
+from mmgpt.generate.model import Continuation, Model, Part, document_of, token_run
 from mmgpt.generate.sampler import Sampler
 
 FPS = 4.0
@@ -72,9 +71,10 @@ def generate(
         raise GenerateError(f"--count is {count}: ask for at least one.")
     if add_frames and (video is None or image is not None or prompt):
         raise GenerateError("--add-frames goes on with a video: give --video alone, without --image and --prompt.")
-    media = [_read(path) for path in (video, image) if path is not None]
+    clip = None if video is None else decode_video(_read(video))[0]
+    pictures = [] if image is None else [decode_image(_read(image))]
     model = Model.open(run, batch=count, clips=True)
-    document = _document(model, media, prompt, is_clip=video is not None)
+    document = document_of(model, clip=clip, pictures=pictures, text=prompt)
     samplers = {
         "text": Sampler(temperature=text_temperature),
         "image": Sampler(temperature=temperature, top_k=top_k, top_p=top_p),
@@ -90,22 +90,6 @@ def _read(path: Path) -> bytes:
     if not path.is_file():
         raise GenerateError(f"{path}: no such file.")
     return path.read_bytes()
-
-
-def _document(model: Model, media: list[bytes], prompt: str, *, is_clip: bool) -> Document:
-    """The prompt as a tokenised document; pictures are brought to the size that the model knows best."""
-    segments: list[Segment] = []
-    area = max((h * w for _, h, w in model.sizes), default=0) * model.vision.patch**2
-    for number, data in enumerate(media):
-        frames = decode_video(data)[0] if is_clip and number == 0 else decode_image(data)[None]
-        if not area:
-            raise GenerateError("this run was trained without pictures; give a text prompt alone.")
-        height, width = fit(*frames.shape[1:3], area=area, multiple=model.vision.patch)
-        codes = model.vision.encode(np.stack([resize(frame, height, width) for frame in frames]))
-        segments.append(Video(codes=codes) if is_clip and number == 0 else Image(codes=codes[0]))
-    if prompt:
-        segments.append(Text(ids=np.array(model.text.encode(prompt), np.int32)))
-    return Document(key="prompt", segments=tuple(segments))
 
 
 def _room(model: Model, document: Document, asked: int) -> int:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy as np
 
 from mmgpt.core import config
 from mmgpt.core.stream import Visibility
+from mmgpt.dist import axes as rules
 from mmgpt.generate.sampler import Sampler, filtered, guided
 from mmgpt.models.decoder import Decoder
 from mmgpt.tokens.grammars.grammar import Automaton
@@ -36,7 +38,9 @@ class Prompt:
 
 
 class Generator:
-    """Generates with an opened run; compiled once per batch shape.
+    """Generates with an opened run, `batch` prompts at a time or a few more, so that they divide over the devices.
+
+    Compiled once for each width of prompts and way of sampling.
 
     `sizes` are the media sizes (T, H, W) it may open, T = 0 for an image.
     """
@@ -45,7 +49,8 @@ class Generator:
         grammar = opened.built.grammar
         if grammar is None:
             raise config.ConfigError("this run does not model tokens: generation needs a run with a grammar.")
-        self.opened, self.grammar, self.batch = opened, grammar, batch
+        ways = math.prod(opened.built.mesh.shape[axis] for axis in rules.ACT["batch"])
+        self.opened, self.grammar, self.batch = opened, grammar, -(-batch // ways) * ways
         self.automaton: Automaton = grammar.automaton(tuple(sizes))
 
     def generate(self, prompts: Sequence[Prompt], sampling: Sampling) -> list[np.ndarray]:
@@ -61,7 +66,7 @@ class Generator:
         return results
 
     def _negative(self, prompt: Prompt) -> np.ndarray:
-        """The negative branch; by default the document's opening with the medium that the prompt ends in, if any."""
+        """The negative branch; by default the bare opening of a document."""
         return prompt.ids[:1] if prompt.negative is None else prompt.negative
 
     def _trim(self, prompt: np.ndarray, new: np.ndarray) -> np.ndarray:
@@ -73,15 +78,19 @@ class Generator:
         if sampling.guidance != 1.0:
             branches += [self._negative(p) for p in prompts]
         ids = np.full((len(branches), width), self.grammar.pad, np.int32)
-        for row, prompt in zip(ids, branches, strict=True):
+        position = np.zeros((len(branches), width, 3), np.int32)
+        for row, place, prompt in zip(ids, position, branches, strict=True):
             row[width - len(prompt) :] = prompt  # prompts end at the same slot, so that all rows step together
+            place[width - len(prompt) :, 0] = np.arange(len(prompt))
+            place[width - len(prompt) :, 1:] = self.grammar.places(prompt)
         padding = np.array([width - len(b) for b in branches], np.int32)
         state = np.stack([self.automaton.start(p.ids) for p in prompts])
         built = self.opened.built
         with jax.set_mesh(built.mesh):
             compiled = _compiled(built.structure, self.automaton, sampling.replace(seed=0))
-            arrays = (jnp.asarray(a) for a in (ids, padding, state, rows.astype(np.int32)))
-            return np.asarray(compiled(self.opened.params, self.opened.variables, *arrays, jax.random.key(sampling.seed)))
+            arrays = [jnp.asarray(a) for a in (ids, position, padding, state, rows.astype(np.int32))]
+            key = jax.random.key(sampling.seed)
+            return np.asarray(compiled(self.opened.params, self.opened.variables, *arrays, key))
 
 
 @functools.lru_cache(maxsize=64)
@@ -92,6 +101,7 @@ def _compiled(structure: Any, automaton: Automaton, sampling: Sampling) -> Any:
         params: Any,
         variables: Any,
         ids_RP: jax.Array,
+        position_RPA: jax.Array,
         padding_R: jax.Array,
         state_BK: jax.Array,
         row_B: jax.Array,
@@ -101,10 +111,9 @@ def _compiled(structure: Any, automaton: Automaton, sampling: Sampling) -> Any:
         blocks = model.stack.unstacked()
         width, B = ids_RP.shape[1], state_BK.shape[0]
         slots = width + sampling.room
-        position = jnp.maximum(jnp.arange(width)[None, :] - padding_R[:, None], 0)
         caches = model.caches(ids_RP.shape[0], slots)
         visibility = _visibility(padding_R, 0, width, slots)
-        hidden, caches = model.extend(blocks, ids_RP, position, visibility, caches, jnp.int32(0))
+        hidden, caches = model.extend(blocks, ids_RP, position_RPA, visibility, caches, jnp.int32(0))
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
         out = jnp.full((B, sampling.room), -1, jnp.int32)
 
@@ -112,22 +121,29 @@ def _compiled(structure: Any, automaton: Automaton, sampling: Sampling) -> Any:
             made, logits, state, caches, out = carry
             chosen = _choose(automaton, sampling, logits, state, made, keys)
             out = jax.lax.dynamic_update_slice_in_dim(out, chosen[:, None], made, axis=1)
+            branches = padding_R.shape[0] // B
+            fed, place = jnp.tile(chosen, branches), jnp.tile(automaton.place(state), (branches, 1))
             state = automaton.advance(state, chosen)
-            fed = chosen if padding_R.shape[0] == B else jnp.concatenate([chosen, chosen])
             slot = width + made
+            position = jnp.concatenate([(slot - padding_R)[:, None], place], axis=1)[:, None, :]
             visibility = _visibility(padding_R, slot, 1, slots)
-            hidden, caches = model.extend(blocks, fed[:, None], (slot - padding_R)[:, None], visibility, caches, slot)
-            return made + 1, model.logits(hidden)[:, 0], state, caches, out
+            hidden, caches = model.extend(blocks, fed[:, None], position, visibility, caches, slot)
+            return made + 1, _whole(model.logits(hidden)[:, 0]), state, caches, out
 
         def going(carry: tuple) -> jax.Array:
             made, _, state, _, _ = carry
             return (made < sampling.room) & ~jnp.all(automaton.ended(state))
 
-        first = (jnp.int32(0), model.logits(hidden[:, -1:])[:, 0], state_BK, caches, out)
+        first = (jnp.int32(0), _whole(model.logits(hidden[:, -1:])[:, 0]), state_BK, caches, out)
         out = jax.lax.while_loop(going, step, first)[4]
         return jnp.where(out < 0, automaton.pad, out)
 
     return jax.jit(run)
+
+
+def _whole(logits_RV: jax.Array) -> jax.Array:
+    """Logits on every device: choosing an id is cheap and its state small."""
+    return jax.sharding.reshard(logits_RV, rules.spec("", rules.ACT))
 
 
 def _visibility(padding_R: jax.Array, slot: Any, length: int, slots: int) -> Visibility:
@@ -145,7 +161,12 @@ def _visibility(padding_R: jax.Array, slot: Any, length: int, slots: int) -> Vis
 
 
 def _choose(
-    automaton: Automaton, sampling: Sampling, logits_RV: jax.Array, state_BK: jax.Array, made: jax.Array, keys: jax.Array
+    automaton: Automaton,
+    sampling: Sampling,
+    logits_RV: jax.Array,
+    state_BK: jax.Array,
+    made: jax.Array,
+    keys: jax.Array,
 ) -> jax.Array:
     """The next id of each prompt, one that the automaton allows."""
     B = state_BK.shape[0]

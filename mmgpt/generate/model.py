@@ -10,6 +10,7 @@ import numpy as np
 from mmgpt.core.config import ConfigError
 from mmgpt.core.document import KINDS, Document, Image, Segment, Text, Video
 from mmgpt.data.loader import PackedRows
+from mmgpt.data.media import fit, resize
 from mmgpt.data.record import Dataset
 from mmgpt.generate.decode import Generator, Prompt, Sampling
 from mmgpt.tokenize.vision import VisionTokenizer
@@ -153,6 +154,29 @@ class Model:
 
     def _pixels(self, grids: list[np.ndarray]) -> list[np.ndarray]:
         return np.split(self.vision.decode(np.concatenate(grids)), np.cumsum([len(g) for g in grids])[:-1])
+
+
+def document_of(
+    model: Model, *, clip: np.ndarray | None = None, pictures: Sequence[np.ndarray] = (), text: str = ""
+) -> Document:
+    """A prompt of a clip uint8 `[T, H, W, 3]`, pictures uint8 `[H, W, 3]` and a text, in this order, each if given.
+
+    Pictures are brought to the largest size that the model knows. ConfigError where it knows none.
+    """
+    patch = model.vision.patch
+    area = max((h * w for _, h, w in model.sizes), default=0) * patch**2
+    segments: list[Segment] = []
+    for frames, kind in [(clip, Video), *((picture[None], Image) for picture in pictures)]:
+        if frames is None:
+            continue
+        if not area:
+            raise ConfigError("this run was trained without pictures; give a text prompt alone.")
+        height, width = fit(*frames.shape[1:3], area=area, multiple=patch)
+        codes = model.vision.encode(np.stack([resize(frame, height, width) for frame in frames]))
+        segments.append(Video(codes=codes) if kind is Video else Image(codes=codes[0]))
+    if text:
+        segments.append(Text(ids=np.array(model.text.encode(text), np.int32)))
+    return Document(key="prompt", segments=tuple(segments))
 
 
 def _grids(segment: Image | Video) -> np.ndarray:

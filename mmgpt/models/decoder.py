@@ -29,6 +29,8 @@ class Block(nnx.Module):
             kv_heads=c.kv_heads,
             head_dim=c.head_dim,
             rope_theta=c.rope_theta,
+            rope_grid=c.rope_grid,
+            rope_grid_theta=c.rope_grid_theta,
             qk_norm=c.qk_norm,
             norm_epsilon=c.norm_epsilon,
             out_scale=residual_scale,
@@ -41,7 +43,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_BTD: jax.Array,
-        position_BT: jax.Array,
+        position_BTA: jax.Array,
         visibility: Visibility,
         *,
         cache: KeyValues | None = None,
@@ -50,7 +52,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, KeyValues | None]:
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         update, cache = self.attention(
-            self.attention_norm(x_BTD), position_BT, visibility, cache=cache, slot=slot, key=keys[0]
+            self.attention_norm(x_BTD), position_BTA, visibility, cache=cache, slot=slot, key=keys[0]
         )
         x_BTD = x_BTD + dropout(update, self.dropout, keys[1])
         return x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, keys[2]), cache
@@ -60,7 +62,11 @@ class Decoder(nnx.Module):
     """Embedding, a stack of blocks, final norm and a vocabulary projection."""
 
     class Config(ModelConfig):
-        """Sizes of the decoder. `vocab` is the padded row count; 0 is filled in from the grammar at start-up."""
+        """Sizes of the decoder. `vocab` is the padded row count; 0 is filled in from the grammar at start-up.
+
+        `rope_grid` of a head's `head_dim / 2` rotary frequencies follow the row in a picture and as many the column;
+        0 is Emu3, whose positions are the numbers in the document alone.
+        """
 
         vocab: int = 0
         layers: int = 6
@@ -70,6 +76,8 @@ class Decoder(nnx.Module):
         kv_heads: int = 3
         head_dim: int = 64
         rope_theta: float = 1e4
+        rope_grid: int = 0
+        rope_grid_theta: float = 100.0
         qk_norm: bool = True
         norm_epsilon: float = 1e-5
         tied: bool = False
@@ -94,11 +102,14 @@ class Decoder(nnx.Module):
         def build(self, rngs: nnx.Rngs) -> "Decoder":
             if self.vocab <= 0:
                 raise ConfigError("model.vocab is 0: give the padded vocabulary size of the grammar.")
-            if self.head_dim % 2:
-                raise ConfigError(f"model.head_dim {self.head_dim} is odd: rotary positions turn pairs.")
             if self.heads % self.kv_heads:
                 raise ConfigError(
                     f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}; change one of them."
+                )
+            if self.head_dim % 2 or 4 * self.rope_grid >= self.head_dim:
+                raise ConfigError(
+                    f"model.head_dim {self.head_dim} must be even, since rotary positions turn pairs, and above "
+                    f"4 x model.rope_grid {self.rope_grid}."
                 )
             return Decoder(rngs, self)
 
@@ -128,7 +139,7 @@ class Decoder(nnx.Module):
         self,
         blocks: list[Block],
         ids_BT: jax.Array,
-        position_BT: jax.Array,
+        position_BTA: jax.Array,
         visibility: Visibility,
         caches: list[KeyValues],
         slot: jax.Array,
@@ -140,7 +151,7 @@ class Decoder(nnx.Module):
         x = take(use(self.embedding, jnp.dtype(self.config.dtype)), ids_BT, "batch seq embed")
         out = []
         for block, cache in zip(blocks, caches, strict=True):
-            x, filled = block(x, position_BT, visibility, cache=cache, slot=slot)
+            x, filled = block(x, position_BTA, visibility, cache=cache, slot=slot)
             out.append(filled)
         return x, out
 

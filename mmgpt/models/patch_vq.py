@@ -71,7 +71,8 @@ class PatchVQ(nnx.Module):
         """`[B, H, W, 3]` to `[B * h * w, 3 * patch ** 2]`."""
         B, H, W, _ = pixels_BHWC.shape
         p = self.config.patch
-        grid = pixels_BHWC.reshape(B, H // p, p, W // p, p, 3).transpose(0, 1, 3, 2, 4, 5)
+        places = rules.spec("batch height height width width channels", rules.ACT)
+        grid = pixels_BHWC.reshape(B, H // p, p, W // p, p, 3, out_sharding=places).transpose(0, 1, 3, 2, 4, 5)
         return grid.reshape(-1, 3 * p * p, out_sharding=rules.spec("batch pixels", rules.ACT))
 
     def latents(self, patches_NP: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -94,13 +95,15 @@ class PatchVQ(nnx.Module):
         B, H, W, _ = pixels_BHWC.shape
         structure, colour = self.latents(self.patches(pixels_BHWC))
         codes = jnp.stack([self.colour.encode(colour), self.structure.encode(structure)], axis=-1)
-        return codes.reshape(B, H // self.config.patch, W // self.config.patch, 2)
+        places = rules.spec("batch height width channels", rules.ACT)
+        return codes.reshape(B, H // self.config.patch, W // self.config.patch, 2, out_sharding=places)
 
     def decode(self, codes_BHWC: jax.Array) -> jax.Array:
         """Pixels `[B, H, W, 3]` in -1..1 of codes `[B, h, w, 2]`."""
         B, h, w, _ = codes_BHWC.shape
         p = self.config.patch
-        flat = codes_BHWC.reshape(-1, 2)
+        flat = codes_BHWC.reshape(-1, 2, out_sharding=rules.spec("batch channels", rules.ACT))
         patches = self.draw(self.structure.decode(flat[:, 1]), self.colour.decode(flat[:, 0]))
-        grid = patches.reshape(B, h, w, p, p, 3).transpose(0, 1, 3, 2, 4, 5)
-        return grid.reshape(B, h * p, w * p, 3)
+        places = rules.spec("batch height width height width channels", rules.ACT)
+        grid = patches.reshape(B, h, w, p, p, 3, out_sharding=places).transpose(0, 1, 3, 2, 4, 5)
+        return grid.reshape(B, h * p, w * p, 3, out_sharding=rules.spec("batch height width channels", rules.ACT))

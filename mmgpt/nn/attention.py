@@ -34,6 +34,8 @@ class Attention(nnx.Module):
         kv_heads: int,
         head_dim: int,
         rope_theta: float,
+        rope_grid: int,
+        rope_grid_theta: float,
         qk_norm: bool,
         norm_epsilon: float,
         out_scale: float,
@@ -46,13 +48,13 @@ class Attention(nnx.Module):
         self.out = param(rngs, "heads head_dim embed", (heads, head_dim, embed), out_init)
         self.q_norm = RMSNorm(rngs, head_dim, norm_epsilon) if qk_norm else None
         self.k_norm = RMSNorm(rngs, head_dim, norm_epsilon) if qk_norm else None
-        self.rope_theta = rope_theta
+        self.rope = (rope_theta, rope_grid, rope_grid_theta)
         self.dropout = dropout
 
     def __call__(
         self,
         x_BTD: jax.Array,
-        position_BT: jax.Array,
+        position_BTA: jax.Array,
         visibility: Visibility,
         *,
         cache: KeyValues | None = None,
@@ -66,7 +68,7 @@ class Attention(nnx.Module):
         v = einsum("btd,dgk->btgk", x_BTD, use(self.v, dtype), "batch seq kv_heads head_dim")
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotary(q, position_BT, self.rope_theta), rotary(k, position_BT, self.rope_theta)
+        q, k = rotary(q, position_BTA, *self.rope), rotary(k, position_BTA, *self.rope)
         if cache is not None:
             assert slot is not None
             cache = KeyValues(_write(cache.k, k, slot), _write(cache.v, v, slot))
@@ -99,8 +101,8 @@ def _sharded(
     q_spec, kv_spec = rules.spec(query, rules.ACT), rules.spec(keys, rules.ACT)
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility, key: jax.Array | None) -> jax.Array:
-        if key is not None:
-            for axis in rules.MESH_AXES:
+        if key is not None:  # each device's part of the output draws its own
+            for axis in jax.tree.leaves(tuple(q_spec)):
                 key = jax.random.fold_in(key, jax.lax.axis_index(axis))
         return attention(q, k, v, visibility, dropout=dropout, key=key)[0]
 

@@ -35,15 +35,27 @@ class GatedMLP(nnx.Module):
         return einsum("btf,fd->btd", jax.nn.silu(gate) * up, use(self.down, x_BTD.dtype), "batch seq embed")
 
 
-def rotary(x_BTHK: jax.Array, position_BT: jax.Array, theta: float) -> jax.Array:
-    """Rotary position embedding, halves convention (arXiv 2104.09864; Hugging Face Llama's layout)."""
+def rotary(x_BTHK: jax.Array, position_BTA: jax.Array, theta: float, grid: int, grid_theta: float) -> jax.Array:
+    """Rotary position embedding, halves convention (arXiv 2104.09864; Hugging Face Llama's layout).
+
+    The last `2 * grid` of a half's frequencies turn with the row and column in the picture (axes 1 and 2 of the
+    position; multimodal RoPE, arXiv 2409.12191), the others with the number in the document.
+    """
     half = x_BTHK.shape[-1] // 2
-    frequency_K = theta ** (-jnp.arange(half, dtype=jnp.float32) / half)
-    angle = position_BT[:, :, None, None].astype(jnp.float32) * frequency_K[None, None, None, :]
+    text = half - 2 * grid
+    position = position_BTA[:, :, None, :].astype(jnp.float32)
+    angles = [position[..., :1] * _frequencies(text, theta)]
+    if grid:
+        angles += [position[..., axis : axis + 1] * _frequencies(grid, grid_theta) for axis in (1, 2)]
+    angle = jnp.concatenate(angles, axis=-1)
     cos, sin = jnp.cos(angle), jnp.sin(angle)
     first, second = x_BTHK[..., :half].astype(jnp.float32), x_BTHK[..., half:].astype(jnp.float32)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_BTHK.dtype)
+
+
+def _frequencies(count: int, theta: float) -> jax.Array:
+    return (theta ** (-jnp.arange(count, dtype=jnp.float32) / count))[None, None, None, :]
 
 
 def dropout(x_BTD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

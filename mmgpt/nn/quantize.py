@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmgpt.nn.param import Variable, normal, param, zeros
+from mmgpt.nn.param import Variable, act, normal, param, take, zeros
 
 
 class Quantized(NamedTuple):
-    """`value [N, D]` with the straight-through gradient, `code [N]`, `commitment`: mean squared distance to the code."""
+    """`value [N, D]` with the straight-through gradient, `code [N]`, `commitment [N]`: mean squared distance to it."""
 
     value: jax.Array
     code: jax.Array
@@ -30,30 +30,38 @@ class Quantizer(nnx.Module):
         distance = jnp.sum(jnp.square(book), axis=1)[None, :] - 2.0 * z_ND @ book.T
         return jnp.argmin(distance, axis=1).astype(jnp.int32)
 
-    def decode(self, code_N: jax.Array) -> jax.Array:
-        return self.codebook[...].at[code_N].get()
+    def decode(self, code_N: jax.Array, axes: str = "batch pixels") -> jax.Array:
+        """The vectors of codes, laid out by `axes`."""
+        return take(self.codebook[...], code_N, axes)
 
     def __call__(self, z_ND: jax.Array) -> Quantized:
         code = self.encode(jax.lax.stop_gradient(z_ND))
         nearest = self.decode(code)
-        commitment = jnp.mean(jnp.square(z_ND - jax.lax.stop_gradient(nearest)))
+        commitment = jnp.mean(jnp.square(z_ND - jax.lax.stop_gradient(nearest)), axis=1)
         return Quantized(z_ND + jax.lax.stop_gradient(nearest - z_ND), code, commitment)
 
-    def follow(self, key: jax.Array, z_ND: jax.Array, code_N: jax.Array, decay: float) -> dict[str, jax.Array]:
-        """The codebook after one batch: used codes move to their vectors' mean, dead ones restart elsewhere."""
+    def follow(
+        self, key: jax.Array, z_ND: jax.Array, code_N: jax.Array, weight_N: jax.Array, decay: float
+    ) -> dict[str, jax.Array]:
+        """The codebook after a batch: used codes move to their vectors' mean, unused ones restart at random vectors.
+
+        Vectors of weight 0 do not count.
+        """
         codes = self.count[...].shape[0]
-        z_ND = jax.lax.stop_gradient(z_ND)
-        count = jnp.zeros((codes,), jnp.float32).at[code_N].add(1.0)
-        total = jnp.zeros_like(self.codebook[...]).at[code_N].add(z_ND)
+        # The codebook sees the whole batch, on every device.
+        z_ND = act(jax.lax.stop_gradient(z_ND), "codes pixels")
+        code_N, weight_N = act(code_N, "codes"), act(weight_N, "codes")
+        count = jnp.zeros((codes,), jnp.float32).at[code_N].add(weight_N)
+        total = jnp.zeros_like(self.codebook[...]).at[code_N].add(z_ND * weight_N[:, None])
         new_count = decay * self.count[...] + (1.0 - decay) * count
         rate = jnp.where(count > 0, (1.0 - decay) * count / jnp.maximum(new_count, 1e-9), 0.0)
         mean = total / jnp.maximum(count, 1.0)[:, None]
         book = self.codebook[...] + rate[:, None] * (mean - self.codebook[...])
         # A code that is hardly used is dead: put it where the error is. Uniform picks would land on what is common
         # (background) and die again; picks by squared error spread over what is rare (as in k-means++).
-        fair = z_ND.shape[0] / codes
+        fair = jnp.sum(weight_N) / codes
         dead = new_count < 0.005 * fair
-        error = jnp.cumsum(jnp.sum(jnp.square(z_ND - self.decode(code_N)), axis=1))
+        error = jnp.cumsum(weight_N * jnp.sum(jnp.square(z_ND - self.decode(code_N, "codes pixels")), axis=1))
         picks = jnp.searchsorted(error, jax.random.uniform(key, (codes,)) * error[-1])
         book = jnp.where(dead[:, None], z_ND.at[picks].get(), book)
         return {"codebook": book, "count": jnp.where(dead, 0.02 * fair, new_count)}

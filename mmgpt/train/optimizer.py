@@ -1,9 +1,10 @@
-"""The optimizer: AdamW under a schedule, from optax, with its state as a plain dict of named arrays."""
+"""The optimizer: AdamW or Muon under a schedule, from optax, with its state as a plain dict of named arrays."""
 
 from typing import Any, Literal
 
 import jax
 import optax
+import optax.contrib
 
 from mmgpt.core import config
 
@@ -33,11 +34,15 @@ class Optimizer:
                 )
             return Optimizer(self, steps)
 
+        def direction(self) -> optax.GradientTransformation:
+            """Gradients to the direction of a step, before weight decay and learning rate."""
+            return optax.scale_by_adam(self.b1, self.b2, self.epsilon)
+
     def __init__(self, c: "Optimizer.Config", steps: int):
         self.schedule = _schedule(c, steps)
         self._transform = optax.chain(
             optax.clip_by_global_norm(c.clip),
-            optax.scale_by_adam(c.b1, c.b2, c.epsilon),
+            c.direction(),
             optax.add_decayed_weights(c.weight_decay, mask=_decayed),
             optax.scale_by_learning_rate(self.schedule),
         )
@@ -51,13 +56,60 @@ class Optimizer:
         template = jax.eval_shape(self._transform.init, params)
         names = [name for name, _ in _named(template)]
         tree = jax.tree.unflatten(jax.tree.structure(template), [state[name] for name in names])
-        updates, tree = self._transform.update(grads, tree, params)
+        updates, tree = _anywhere(self._transform.update)(grads, tree, params)
         return optax.apply_updates(params, updates), dict(_named(tree))
+
+
+class Muon(Optimizer.Config):
+    """Momentum made orthogonal for the layers' matrices (arXiv 2502.16982), AdamW for all else.
+
+    `consistent` scales a matrix's step to this root mean square, so that learning rates fit both. Newton-Schulz takes
+    `iterations` products of each matrix with itself.
+    """
+
+    momentum: float = 0.95
+    iterations: int = 5
+    consistent: float = 0.2
+
+    def direction(self) -> optax.GradientTransformation:
+        muon = optax.contrib.muon(
+            1.0,
+            ns_steps=self.iterations,
+            beta=self.momentum,
+            consistent_rms=self.consistent,
+            adam_b1=self.b1,
+            adam_b2=self.b2,
+            muon_weight_dimension_numbers=_matrices,
+        )
+        return optax.chain(muon, optax.scale(-1.0))  # optax.contrib.muon has already turned downhill
+
+
+def _matrices(params: Any) -> Any:
+    """Which axes of each stacked parameter make its matrix; None for what is no matrix of a layer."""
+
+    def axes(path: Any, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+        if not any(part.key == "stacked" for part in path) or leaf.ndim < 3:
+            return None
+        into = leaf.ndim - 2 if path[-1].key == "out" else 1
+        dims = tuple(range(1, leaf.ndim))
+        return optax.contrib.MuonDimensionNumbers(reduction_axis=dims[:into], output_axis=dims[into:])
+
+    return jax.tree.map_with_path(axes, params)
 
 
 def _decayed(params: Any) -> Any:
     """True for matrices: a stacked gain `[layers, D]` is still a gain, so the name decides and not the rank."""
-    return jax.tree.map_with_path(lambda path, _: path[-1].key not in ("scale", "bias"), params)
+    return jax.tree.map_with_path(lambda path, _: path[-1].key.split("_")[-1] not in ("scale", "bias"), params)
+
+
+def _anywhere(update: Any) -> Any:
+    """An update whose inner shardings the compiler chooses: what goes in and what comes out stays as laid out."""
+
+    def wrapped(grads: Any, tree: Any, params: Any) -> Any:
+        out = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, (params, tree))
+        return jax.sharding.auto_axes(update, out_sharding=out)(grads, tree, params)
+
+    return wrapped
 
 
 def _named(tree: Any) -> list[tuple[str, jax.Array]]:

@@ -23,7 +23,7 @@ class Structure:
 
     def __init__(self, build: Callable[[nnx.Rngs], nnx.Module], seed: int):
         self._build = build
-        self._key = jax.random.key(seed)
+        self._seed = seed
         try:
             module = nnx.eval_shape(self._make)
         except rules.ShardingError:
@@ -32,12 +32,12 @@ class Structure:
         self._graph, self._params, self._variables = nnx.split(module, nnx.Param, Variable)
 
     def _make(self) -> nnx.Module:
-        return self._build(nnx.Rngs(params=self._key))
+        return self._build(nnx.Rngs(params=jax.random.key(self._seed)))
 
     def _name_what_does_not_fit(self) -> None:
         """Raises ShardingError with the path of the first array that the mesh cannot hold; one device holds all."""
         with jax.set_mesh(Mesh.Config().build(jax.devices()[:1])):
-            arrays = nnx.to_flat_state(nnx.state(nnx.eval_shape(self._make), nnx.Param, Variable)[0])
+            arrays = nnx.to_flat_state(nnx.state(nnx.eval_shape(self._make)))
         for path, leaf in arrays:
             names = leaf.axes.split()
             shape = leaf.get_value().shape[-len(names) :]  # without the layers of a stack

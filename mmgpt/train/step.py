@@ -53,7 +53,7 @@ def make_step(
             return total(loss, objective.coefficients), loss
 
         (value, loss), grads = jax.value_and_grad(differentiated, has_aux=True)(state["params"])
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         params, moments = optimizer.update(grads, state["optimizer"], state["params"])
         new: State = {
             "params": params,

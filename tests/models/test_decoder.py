@@ -25,7 +25,7 @@ from mmgpt.objectives.autoencode import Autoencode
 from mmgpt.objectives.next_token import NextToken
 from mmgpt.objectives.objective import total
 from mmgpt.train.optimizer import Optimizer
-from mmgpt.train.state import Structure, initial
+from mmgpt.train.state import Structure
 from mmgpt.train.step import make_step, place
 from tests import tiny
 
@@ -60,6 +60,13 @@ EXAMPLES: dict[str, tuple[Config, Any, Callable[[int], Batch]]] = {
 every_model = pytest.mark.parametrize("name", sorted(EXAMPLES))
 
 
+def numbered(rows: int, length: int) -> np.ndarray:
+    """Positions `[rows, length, 3]` outside pictures."""
+    position = np.zeros((rows, length, 3), np.int32)
+    position[..., 0] = np.arange(length)
+    return position
+
+
 def mesh(name: str = "one") -> jax.sharding.Mesh:
     config, devices = MESHES[name]
     return config.build(jax.devices()[:devices])
@@ -83,7 +90,7 @@ def forward(model: Config, params: Any, batch: Batch) -> jax.Array:
 
 
 def params_of(model: Config) -> Any:
-    return jax.jit(lambda: structure(model).fresh()[0])()
+    return tiny.drawn(structure(model).abstract()[0])
 
 
 # --- every model
@@ -105,7 +112,7 @@ def test_every_model_has_an_example() -> None:
 def test_gradients_are_finite_and_reach_every_parameter(name: str, one_device) -> None:
     model, objective, batches = EXAMPLES[name]
     shape = structure(model)
-    params, variables = jax.jit(shape.fresh)()
+    params, variables = (tiny.drawn(part) for part in shape.abstract())
 
     def loss(params: Any, batch: Batch) -> jax.Array:
         return total(objective.loss(shape.merge(params, variables), batch, None), objective.coefficients)
@@ -121,7 +128,7 @@ def losses(name: str, mesh_name: str, steps: int) -> list[float]:
     with jax.set_mesh(mesh(mesh_name)):
         shape = structure(model, mesh_name)
         optimizer = Optimizer.Config(learning_rate=3e-3, warmup=2).build(steps)
-        state = jax.jit(lambda: initial(shape, optimizer, False))()
+        state = tiny.state(shape, optimizer)
         step = make_step(shape, objective, optimizer, seed=0, ema=None)
         found = []
         for i in range(steps):
@@ -163,36 +170,27 @@ VARIANTS = {
     "plain": tiny.decoder(),
     "tied": tiny.decoder(tied=True, qk_norm=False),
     "scanned": tiny.decoder(scan=True, remat="full"),
+    "places in pictures": tiny.decoder(rope_grid=1),
     "one kv head": tiny.decoder(kv_heads=1, rope_theta=100.0),
 }
 variants = pytest.mark.parametrize("model", VARIANTS.values(), ids=VARIANTS)
 
 
-@variants
+@pytest.mark.parametrize("model", [VARIANTS["plain"], VARIANTS["scanned"]], ids=["plain", "scanned"])
 def test_no_position_sees_the_future_or_another_document(model: Decoder.Config, one_device) -> None:
     """Shown by the gradient of each position's logits by the input embeddings of the others."""
-    batch = tiny.batch(2, 48)
     document = np.array([[0] * 20 + [1] * 18 + [-1] * 10, [0] * 48], np.int32)
-    batch = Batch(streams=batch.streams, visibility={"tokens": packed_causal(document)}, row_id=batch.row_id)
+    seen = {"tokens": packed_causal(document)}
     shape = structure(model)
     params = params_of(model)
     ids = np.arange(96, dtype=np.int32).reshape(2, 48)  # each id once, so that a row of the embedding is a position
-    stream = Stream(ids=ids, position=batch.streams["tokens"].position)
-    placed = place(Batch(streams={"tokens": stream}, visibility=batch.visibility, row_id=batch.row_id))
+    stream = Stream(ids=ids, position=numbered(2, 48))
+    placed = place(Batch(streams={"tokens": stream}, visibility=seen, row_id=np.arange(2)))
     rng = np.random.default_rng(0)
     weight = rng.standard_normal(model.vocab).astype(np.float32)
 
     def read(table: jax.Array, row: jax.Array, at: jax.Array) -> jax.Array:
-        module = shape.merge(params | {"embedding": table}, {})
-        if module.head is None:  # only the way in counts here
-            return jnp.sum(module.norm(hidden(module, placed))[row, at])
-        return jnp.sum(module(placed)[row, at] * weight)
-
-    def hidden(module: Decoder, batch: Batch) -> jax.Array:
-        found = []
-        module.logits = lambda x: found.append(x) or x  # pyright: ignore
-        module(batch)
-        return found[0]
+        return jnp.sum(shape.merge(params | {"embedding": table}, {})(placed)[row, at] * weight)
 
     gradient = jax.jit(jax.grad(read))
     for row, at in ((0, 0), (0, 13), (0, 19), (0, 20), (0, 30), (1, 7), (1, 47)):
@@ -204,18 +202,17 @@ def test_no_position_sees_the_future_or_another_document(model: Decoder.Config, 
 
 
 def test_scanned_unrolled_and_rematerialised_are_the_same(one_device) -> None:
-    batch = place(tiny.batch(2, 48))
+    batch = place(tiny.batch(2, 64))
     params = params_of(tiny.decoder())
     objective = EXAMPLES["decoder"][1]
     found = {}
-    for scan in (False, True):
-        for remat in ("none", "full", "matmuls"):
-            shape = structure(tiny.decoder(scan=scan, remat=remat, dropout=0.1))
+    for scan, remat in ((False, "none"), (True, "none"), (True, "full"), (False, "matmuls")):
+        shape = structure(tiny.decoder(scan=scan, remat=remat, dropout=0.1))
 
-            def loss(params: Any, shape=shape) -> jax.Array:
-                return total(objective.loss(shape.merge(params, {}), batch, jax.random.key(3)), objective.coefficients)
+        def loss(params: Any, shape=shape) -> jax.Array:
+            return total(objective.loss(shape.merge(params, {}), batch, jax.random.key(3)), objective.coefficients)
 
-            found[scan, remat] = jax.jit(jax.value_and_grad(loss))(params)
+        found[scan, remat] = jax.jit(jax.value_and_grad(loss))(params)
     value, grads = found.pop((False, "none"))
     for other, other_grads in found.values():
         np.testing.assert_allclose(other, value, rtol=0, atol=1e-6)
@@ -225,10 +222,12 @@ def test_scanned_unrolled_and_rematerialised_are_the_same(one_device) -> None:
 @variants
 def test_the_cache_token_by_token_equals_the_full_forward(model: Decoder.Config, one_device) -> None:
     length, given = 24, 9
-    batch = tiny.batch(2, length)
     seen = packed_causal(np.zeros((2, length), np.int32))
-    stream = Stream(ids=batch.streams["tokens"].ids, position=np.array(seen.index))
-    batch = Batch(streams={"tokens": stream}, visibility={"tokens": seen}, row_id=batch.row_id)
+    rng = np.random.default_rng(0)
+    position = numbered(2, length)
+    position[..., 1:] = rng.integers(0, 5, (2, length, 2))
+    stream = Stream(ids=rng.integers(0, model.vocab, (2, length)).astype(np.int32), position=position)
+    batch = Batch(streams={"tokens": stream}, visibility={"tokens": seen}, row_id=np.arange(2))
     params = params_of(model)
     expected = forward(model, params, batch)
     shape = structure(model)
@@ -236,10 +235,11 @@ def test_the_cache_token_by_token_equals_the_full_forward(model: Decoder.Config,
     @functools.partial(jax.jit, static_argnums=4)
     def extend(params: Any, ids: jax.Array, caches: Any, slot: jax.Array, T: int):
         module = shape.merge(params, {})
-        here = jax.tree.map(lambda leaf: jax.lax.dynamic_slice_in_dim(jnp.asarray(leaf), slot, T, axis=1), seen)
+        at = functools.partial(jax.lax.dynamic_slice_in_dim, start_index=slot, slice_size=T, axis=1)
+        here = jax.tree.map(lambda leaf: at(jnp.asarray(leaf)), seen)
         key_island = jnp.where(jnp.asarray(seen.index) < slot + T, 0, -1)
         visibility = dataclasses.replace(here, index=jnp.asarray(seen.index), key_island=key_island)
-        x, caches = module.extend(module.stack.unstacked(), ids, here.index, visibility, caches, slot)
+        x, caches = module.extend(module.stack.unstacked(), ids, at(jnp.asarray(position)), visibility, caches, slot)
         return module.logits(x), caches
 
     caches = jax.jit(lambda: shape.merge(params, {}).caches(2, length))()
@@ -254,19 +254,24 @@ def test_the_cache_token_by_token_equals_the_full_forward(model: Decoder.Config,
 
 def test_positions_are_relative(one_device) -> None:
     """A document's logits do not depend on where its numbering begins."""
-    batch = tiny.batch(2, 32)
-    params = params_of(tiny.decoder())
+    batch, model = tiny.batch(2, 64), VARIANTS["places in pictures"]
+    params = params_of(model)
     stream = batch.streams["tokens"]
-    moved = Stream(ids=stream.ids, position=stream.position + 1000)
-    plain = forward(tiny.decoder(), params, batch)
-    later = forward(tiny.decoder(), params, Batch(streams={"tokens": moved}, visibility=batch.visibility, row_id=batch.row_id))
-    np.testing.assert_allclose(later, plain, rtol=0, atol=1e-3)
+    found = []
+    for moved in ((0, 0, 0), (1000, 0, 0), (0, 7, 0), (0, 0, 7)):
+        other = dataclasses.replace(stream, position=stream.position + np.array(moved, np.int32))
+        found.append(forward(model, params, dataclasses.replace(batch, streams={"tokens": other})))
+    for other in found[1:]:
+        np.testing.assert_allclose(other, found[0], rtol=0, atol=1e-3)
+    flat = dataclasses.replace(stream, position=stream.position * np.array([1, 0, 1], np.int32))
+    without_rows = forward(model, params, dataclasses.replace(batch, streams={"tokens": flat}))
+    assert np.abs(without_rows - found[0]).max() > 1e-2
 
 
 def test_dropout_needs_a_key_and_changes_with_it(one_device) -> None:
     model = tiny.decoder(dropout=0.2, attention_dropout=0.2)
     module = structure(model).merge(params_of(model), {})
-    batch = place(tiny.batch(2, 32))
+    batch = place(tiny.batch(2, 64))
     call = jax.jit(lambda key: module(batch, key=key))
     without, first, second = call(None), call(jax.random.key(0)), call(jax.random.key(1))
     assert np.array_equal(without, call(None)) and np.array_equal(first, call(jax.random.key(0)))
@@ -274,16 +279,23 @@ def test_dropout_needs_a_key_and_changes_with_it(one_device) -> None:
 
 
 def test_bfloat16_computes_near_float32(one_device) -> None:
-    params, batch = params_of(tiny.decoder()), tiny.batch(2, 32)
+    params, batch = params_of(tiny.decoder()), tiny.batch(2, 64)
     exact, half = (forward(tiny.decoder(dtype=d), params, batch) for d in ("float32", "bfloat16"))
     assert half.dtype == jnp.float32
     assert 0 < np.abs(half - exact).max() < 0.1
 
 
-def test_fresh_logits_are_of_order_one_at_any_depth(one_device) -> None:
+@pytest.mark.slow
+def test_fresh_logits_are_of_order_one_at_any_depth_and_the_same_on_every_mesh() -> None:
     for layers in (1, 12):
         model = tiny.decoder(layers=layers, scan=True)
-        logits = forward(model, params_of(model), tiny.batch(2, 32))
+        params = {}
+        for name in ("one", "fsdp=4,tensor=2"):
+            with jax.set_mesh(mesh(name)):
+                params[name] = jax.jit(structure(model, name).fresh)()[0]
+        jax.tree.map(np.testing.assert_array_equal, *params.values())
+        with jax.set_mesh(mesh("one")):
+            logits = forward(model, params["one"], tiny.batch(2, 64))
         assert 0.5 < float(jnp.std(logits)) < 2.0
 
 
@@ -291,7 +303,7 @@ def test_fresh_logits_are_of_order_one_at_any_depth(one_device) -> None:
     ("changes", "mesh_name", "parts"),
     [
         ({"kv_heads": 1}, "fsdp=4,tensor=2", ("attention/k", "kv_heads", "1 does not divide over 2")),
-        ({"mlp": 33}, "fsdp=4,tensor=2", ("mlp/gate", "'mlp' of 33 does not divide over 2")),
+        ({"mlp": 33}, "fsdp=4,tensor=2", ("mlp/", "'mlp' of 33 does not divide over 2")),
         ({"embed": 20}, "fsdp=8", ("embed", "20 does not divide over 8 devices (fsdp)")),
         ({"vocab": 321}, "fsdp=4,tensor=2", ("embedding", "'vocab' of 321 does not divide over 2")),
     ],
@@ -306,7 +318,8 @@ def test_sizes_that_cannot_be_are_told(one_device) -> None:
     for changes, message in (
         ({"vocab": 0}, "model.vocab is 0"),
         ({"kv_heads": 3}, "model.heads 4 is not a multiple of model.kv_heads 3"),
-        ({"head_dim": 7}, "model.head_dim 7 is odd"),
+        ({"head_dim": 7}, "model.head_dim 7 must be even"),
+        ({"rope_grid": 2}, "above 4 x model.rope_grid 2"),
     ):
         with pytest.raises(ConfigError, match=message):
             tiny.decoder(**changes).build(nnx.Rngs(0))

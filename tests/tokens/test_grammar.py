@@ -83,6 +83,19 @@ def test_weights_follow_kind_and_segment() -> None:
     assert tokens.weight.tolist() == [1.0] + [0.0] * 3 + [0.25] * (len(tokens.ids) - 5) + [0.5]
 
 
+def test_places_are_rows_and_columns_of_the_picture() -> None:
+    grammar = tiny.grammar()
+    codes = tiny.grid(np.random.default_rng(0), (2, 3))
+    tokens = grammar.encode(Document(key="", segments=(Text(ids=np.array([1, 2], np.int32)), Image(codes=codes))))
+    visual = tokens.ids >= grammar.vocabulary.visual_start
+    assert tokens.place[visual].reshape(2, 3, 2, 2).tolist() == [
+        [[[row, column]] * 2 for column in (1, 2, 3)] for row in (1, 2)
+    ]
+    assert tokens.place[tokens.ids == grammar.eol].tolist() == [[1, 4], [2, 4]]
+    layout = np.isin(tokens.ids, [grammar.bos, grammar.boi, grammar.img, grammar.eoi, grammar.eos])
+    assert not tokens.place[layout].any() and not tokens.place[1:3].any()
+
+
 def test_an_opened_clip_goes_on_to_be_the_clip() -> None:
     grammar = tiny.grammar()
     codes = tiny.grid(np.random.default_rng(0), (11, 2, 2))
@@ -135,6 +148,11 @@ def jitted(grammar: Grammar, sizes: tuple[tuple[int, int, int], ...] = SIZES):
     return machine, jax.jit(machine.allowed), jax.jit(machine.advance)
 
 
+@functools.cache
+def jitted_place(grammar: Grammar):
+    return jax.jit(grammar.automaton(SIZES).place)
+
+
 @books
 def test_random_choices_end_in_the_room_and_parse(codebooks: tuple[int, ...]) -> None:
     """Controls are made likely, or no medium would ever be opened by chance."""
@@ -177,17 +195,21 @@ def test_random_choices_end_in_the_room_and_parse(codebooks: tuple[int, ...]) ->
 def test_device_and_host_agree_on_every_prefix(codebooks: tuple[int, ...], data: st.DataObject) -> None:
     grammar = tiny.grammar(codebooks)
     machine, allowed, advance = jitted(grammar)
+    place = jitted_place(grammar)
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     segments: list[Segment] = [Text(ids=rng.integers(0, tiny.text().size, 2).astype(np.int32))]
     T, H, W = SIZES[data.draw(st.integers(0, len(SIZES) - 1))]
     codes = tiny.grid(rng, (H, W) if T == 0 else (T, H, W), codebooks)
     segments.append(Image(codes=codes) if T == 0 else Video(codes=codes))
-    ids = grammar.encode(Document(key="", segments=tuple(segments))).ids
+    whole = grammar.encode(Document(key="", segments=tuple(segments)))
+    ids = whole.ids
     state = machine.start(ids[:1])
     some = rng.integers(0, grammar.vocabulary.used, 4)
     for i in range(1, len(ids)):
         mask = np.asarray(allowed(state[None], jnp.array([1000])))[0]
         assert mask[ids[i]]
+        assert np.array_equal(np.asarray(place(jnp.asarray(state[None])))[0], whole.place[i])
+        assert np.array_equal(grammar.places(ids[: i + 1]), whole.place[: i + 1])
         for other in some if i % 5 == 0 else ():
             try:
                 machine.start(np.append(ids[:i], other))

@@ -29,10 +29,15 @@ def _picture(made: Continuation) -> np.ndarray | None:
     return next((part.frames[-1] for part in made.made if part.frames is not None), None)
 
 
+def _read(picture: np.ndarray | None) -> Scene:
+    """What a picture shows; nothing where there is none, or one that is not square as all of this world are."""
+    return Scene(()) if picture is None or picture.shape[0] != picture.shape[1] else read_scene(picture)
+
+
 def _drawn(truth: Content, picture: np.ndarray | None) -> tuple[bool, dict[str, tuple[float, float]]]:
-    read = Scene(()) if picture is None else read_scene(picture)
+    read = _read(picture)
     found = objects_right(truth, read)
-    right = picture is not None and scene_right(truth, read)
+    right = scene_right(truth, read)
     return right, {
         "objects": (found.right, found.total),
         "objects_with_size": (found.with_size, found.total),
@@ -85,13 +90,12 @@ def judge_story(meta: dict[str, str], made: Continuation) -> Judgement:
         "image_right": (float(right), float(max(1, len(pictures)))),
         "stories": (float(whole), 1.0),
     }
-    return Judgement(right=whole, truth="each picture shows what the story says up to it", shares=shares)
+    return Judgement(right=whole, truth="", shares=shares)
 
 
 def _follows(before: list[Part], picture: Part) -> bool:
     content = read_story([part.text for part in before if part.frames is None])
-    assert picture.frames is not None
-    return content is not None and scene_right(content, read_scene(picture.frames[-1]))
+    return content is not None and picture.frames is not None and scene_right(content, _read(picture.frames[-1]))
 
 
 _DRAWN = {"objects": OBJECTS, "scenes": SCENES, "objects_with_size": "objects right, size too"}
@@ -111,7 +115,7 @@ TASKS: dict[str, Task] = {
         Task(
             name="unseen",
             title="Pairs never seen",
-            about="Captions that put together a colour and a shape that no training document, in picture or text, had together.",
+            about="Captions that name a colour with a shape that were never together in training.",
             figure="unseen_objects",
             metrics={"unseen_objects": "objects of held-out pairs drawn right", **_DRAWN},
             judge=judge_unseen,
@@ -120,7 +124,7 @@ TASKS: dict[str, Task] = {
         Task(
             name="caption",
             title="Image → caption",
-            about="The model says what a picture shows. A parser reads it back, so that other words for the same are right.",
+            about="The model says what a picture shows; a parser reads it back. Synonyms are right too.",
             figure="exact",
             metrics={
                 "exact": "captions exactly right",

@@ -75,7 +75,7 @@ def full() -> Visibility:
 
 
 def islands() -> Visibility:
-    """Text, a noisy copy of a picture (island 1), its clean copy, more text: the clean rest never sees the noisy copy."""
+    """Text, a noisy copy of a picture (island 1), its clean copy, more text: the rest never sees the noisy copy."""
     seen = causal(2, 16)
     island = _rows([0] * 4 + [1] * 4 + [0] * 8, [0] * 2 + [1] * 3 + [2] * 3 + [0] * 8)
     return dataclasses.replace(seen, island=island, key_island=island)

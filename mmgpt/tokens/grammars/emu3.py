@@ -73,7 +73,20 @@ class Emu3:
             ids, modality, weight = self._control(self.eos)
             parts.append((ids, modality, weight * last_loss))
         ids, modality, weight = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return Tokens(ids=ids.astype(np.int32), modality=modality.astype(np.int32), weight=weight.astype(np.float32))
+        ids = ids.astype(np.int32)
+        place = self.places(ids)
+        return Tokens(ids=ids, place=place, modality=modality.astype(np.int32), weight=weight.astype(np.float32))
+
+    def places(self, ids: np.ndarray) -> np.ndarray:
+        place = np.zeros((len(ids), 2), np.int32)
+        for img in np.flatnonzero(ids == self.img):
+            boi = int(np.flatnonzero(ids[:img] == self.boi)[-1])
+            sides = [int(side) for side in self.text_size(ids[boi + 1 : img].tolist()).split("*")]
+            frames, H, W = sides if len(sides) == 3 else [1, *sides]
+            grid = np.tile(_frame_places(H, W, len(self.vocabulary.codebooks)), (frames, 1))
+            room = place[img + 1 : img + 1 + len(grid)]
+            room[:] = grid[: len(room)]
+        return place
 
     def open_video(self, codes_THWC: np.ndarray, frames: int) -> np.ndarray:
         """Ids of a video of `frames` frames of which the first T are given: a prompt to be continued."""
@@ -173,6 +186,14 @@ class Emu3:
 
     def automaton(self, sizes: tuple[tuple[int, int, int], ...] = ()) -> "Emu3Automaton":
         return Emu3Automaton(self, sizes)
+
+
+@functools.lru_cache(maxsize=1024)
+def _frame_places(H: int, W: int, C: int) -> np.ndarray:
+    """Row and column of each id of a frame, `[H * (W * C + 1) + 1, 2]`: a row's end is a column of its own."""
+    column = np.append(np.repeat(np.arange(1, W + 1), C), W + 1)
+    grid = np.stack([np.repeat(np.arange(1, H + 1), W * C + 1), np.tile(column, H)], axis=1)
+    return np.append(grid, [[H + 1, 1]], axis=0).astype(np.int32)
 
 
 # Fields of an automaton state.
@@ -285,7 +306,7 @@ class Emu3Automaton:
                 raise GrammarError(f"position {position}: id {token} may not stand here; the ids before it parse.")
         if state[PHASE] == IN_SIZE and state[SLOT] < 0 and len(self._done) > 1:
             raise GrammarError(
-                f"position {len(ids) - 1}: the size {g.text_size(size)!r} begins none that may be opened, {self._sizes}."
+                f"position {len(ids) - 1}: the size {g.text_size(size)!r} begins none that may open: {self._sizes}."
             )
         return np.array(state, np.int32)
 
@@ -375,6 +396,14 @@ class Emu3Automaton:
         after = jnp.where(phase == IN_TEXT, from_text, state_BK)
         after = jnp.where(phase == IN_SIZE, from_size, after)
         return jnp.where(phase == IN_CODES, from_codes, after)
+
+    def place(self, state_BK: jax.Array) -> jax.Array:
+        C = len(self.grammar.vocabulary.codebooks)
+        width, height = state_BK[:, W] * C + 1, state_BK[:, H]
+        inside = state_BK[:, PLACE] % (height * width + 1)
+        place = jnp.stack([inside // width + 1, (inside % width) // C + 1], axis=1)
+        over = state_BK[:, PLACE] == (height * width + 1) * jnp.maximum(state_BK[:, T], 1)
+        return jnp.where(((state_BK[:, PHASE] == IN_CODES) & ~over)[:, None], place, 0)
 
     def ended(self, state_BK: jax.Array) -> jax.Array:
         return state_BK[:, PHASE] == ENDED

@@ -20,9 +20,13 @@ class GrammarError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """A document laid out: `ids, modality [N] int32`; `weight [N] float32` is the loss weight of predicting each id."""
+    """A document laid out: `ids, modality [N] int32`; `weight [N] float32` is the loss weight of predicting each id.
+
+    `place [N, 2] int32` is the row and column of an id in its picture, from 1; (0, 0) outside pictures.
+    """
 
     ids: np.ndarray
+    place: np.ndarray
     modality: np.ndarray
     weight: np.ndarray
 
@@ -52,6 +56,10 @@ class Automaton(Protocol):
         """The state after one more id."""
         ...
 
+    def place(self, state_BK: jax.Array) -> jax.Array:
+        """`[B, 2] int32`: the place of the next id."""
+        ...
+
     def ended(self, state_BK: jax.Array) -> jax.Array:
         """`[B] bool`: whether the document is over."""
         ...
@@ -78,6 +86,10 @@ class Grammar(Protocol):
 
     def open_video(self, codes_THWC: np.ndarray, frames: int) -> np.ndarray:
         """Ids of a video of `frames` frames of which the first T are given: a prompt to be continued."""
+        ...
+
+    def places(self, ids: np.ndarray) -> np.ndarray:
+        """The places `[N, 2]` of ids that begin a document."""
         ...
 
     def parse(self, ids: np.ndarray) -> Document:

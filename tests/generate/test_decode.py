@@ -1,0 +1,171 @@
+"""Generation beside the full forward pass: the same ids, whatever else is in the batch."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmgpt.core.document import Document, Image
+from mmgpt.core.stream import Batch, Stream, packed_causal
+from mmgpt.dist.mesh import Mesh
+from mmgpt.generate.decode import Generator, Prompt, Sampling
+from mmgpt.generate.sampler import Sampler, filtered, guided
+from mmgpt.objectives.next_token import NextToken
+from mmgpt.train.optimizer import Optimizer
+from mmgpt.train.run import Built, Opened, Run
+from mmgpt.train.state import Structure
+from tests import tiny
+
+SIZES = ((0, 2, 3), (2, 1, 2))
+GREEDY = Sampling(room=48, text=Sampler(temperature=0.0), image=Sampler(temperature=0.0))
+DRAWN = Sampling(room=48, text=Sampler(temperature=1.5, top_p=0.95), image=Sampler(temperature=1.0, top_k=5), seed=3)
+
+
+def opened(mesh: jax.sharding.Mesh) -> Opened:
+    """An untrained model that is fond of opening media."""
+    model = tiny.decoder(rope_grid=1)
+    objective = NextToken.Config().fit(tiny.grammar().vocabulary)
+    run = Run(model=model, objective=objective, data=tiny.decoder())
+    with jax.set_mesh(mesh):
+        structure = Structure(model.build, seed=0)
+        params = tiny.drawn(structure.abstract()[0], seed=1)
+    optimizer = Optimizer.Config().build(1000)
+    return Opened(Built(run, mesh, tiny.grammar(), structure, objective.build(), optimizer), 0, params, {})
+
+
+@pytest.fixture(scope="module")
+def generator() -> Generator:
+    return Generator(opened(Mesh.Config().build(jax.devices()[:1])), SIZES, batch=4)
+
+
+def prompts() -> list[Prompt]:
+    """Of several lengths; the last ends inside an image."""
+    grammar, rng = tiny.grammar(), np.random.default_rng(0)
+    texts = [rng.integers(0, tiny.text().size, n).astype(np.int32) for n in (0, 3, 17, 30)]
+    found = [np.concatenate([[grammar.bos], ids]) for ids in texts]
+    image = grammar.encode(Document(key="", segments=(Image(codes=tiny.grid(rng, (2, 3))),)), end=False).ids
+    return [Prompt(ids=ids.astype(np.int32)) for ids in (*found, image[:9])]
+
+
+def by_full_forward(generator: Generator, prompt: np.ndarray, room: int) -> np.ndarray:
+    """Greedy decoding by the full forward pass over everything, once for each token."""
+    built, machine = generator.opened.built, generator.automaton
+    width = len(prompt) + room
+
+    @jax.jit
+    def logits(params, ids, position, length):
+        document = np.zeros((1, width), np.int32)
+        stream = Stream(ids=ids, position=position)
+        batch = Batch(
+            streams={"tokens": stream}, visibility={"tokens": packed_causal(document)}, row_id=np.zeros(1, np.int32)
+        )
+        return built.structure.merge(params, {})(batch)[0, length - 1]
+
+    ids = list(prompt)
+    with jax.set_mesh(built.mesh):
+        for made in range(room):
+            padded = np.full((1, width), generator.grammar.pad, np.int32)
+            padded[0, : len(ids)] = ids
+            state = jnp.asarray(machine.start(np.array(ids)))[None]
+            mask = np.asarray(machine.allowed(state, jnp.array([room - made])))[0]
+            position = np.zeros((1, width, 3), np.int32)
+            position[0, : len(ids), 0] = np.arange(len(ids))
+            position[0, : len(ids), 1:] = generator.grammar.places(np.array(ids))
+            arrays = (jnp.asarray(padded), jnp.asarray(position))
+            found = np.asarray(logits(generator.opened.params, *arrays, len(ids)))[: len(mask)]
+            ids.append(int(np.where(mask, found, -np.inf).argmax()))
+            if ids[-1] == generator.grammar.eos:
+                break
+    return np.array(ids, np.int32)
+
+
+def test_greedy_is_the_argmax_of_the_full_forward(generator: Generator) -> None:
+    made = generator.generate(prompts(), GREEDY)
+    for prompt, ids in list(zip(prompts(), made, strict=True))[1::2]:
+        assert np.array_equal(ids, by_full_forward(generator, prompt.ids, GREEDY.room))
+
+
+def test_what_is_made_goes_on_from_the_prompt_and_parses(generator: Generator) -> None:
+    made = generator.generate(prompts(), DRAWN)
+    assert len(made) == 5
+    for prompt, ids in zip(prompts(), made, strict=True):
+        assert ids.dtype == np.int32 and np.array_equal(ids[: len(prompt.ids)], prompt.ids)
+        assert ids[-1] == generator.grammar.eos and len(ids) <= len(prompt.ids) + DRAWN.room
+        generator.grammar.parse(ids)
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN, DRAWN.replace(guidance=3.0)], ids=["greedy", "drawn", "guided"])
+def test_the_rest_of_the_batch_does_not_matter(generator: Generator, sampling: Sampling) -> None:
+    """Each prompt's draws are its own by its place in the list, and longer neighbours only add padding."""
+    together = generator.generate(prompts(), sampling)
+    bare = Prompt(ids=prompts()[0].ids)
+    for place in (0, 1, 4):
+        others = [bare] * place + [prompts()[place]]
+        assert np.array_equal(generator.generate(others, sampling)[place], together[place])
+
+
+def test_another_seed_draws_otherwise_and_the_same_one_again(generator: Generator) -> None:
+    first, again, other = (generator.generate(prompts(), DRAWN.replace(seed=s)) for s in (3, 3, 4))
+    assert all(np.array_equal(a, b) for a, b in zip(first, again, strict=True))
+    assert not all(np.array_equal(a, b) for a, b in zip(first, other, strict=True))
+
+
+def test_guidance_by_the_prompt_itself_changes_nothing(generator: Generator) -> None:
+    """u + s (c - u) with u = c is c, at any scale."""
+    plain = generator.generate(prompts(), GREEDY)
+    itself = [Prompt(ids=p.ids, negative=p.ids) for p in prompts()]
+    guided_ids = generator.generate(itself, GREEDY.replace(guidance=4.0))
+    assert all(np.array_equal(a, b) for a, b in zip(plain, guided_ids, strict=True))
+
+
+def test_guidance_acts_inside_media_alone(generator: Generator) -> None:
+    plain, pushed = (generator.generate(prompts()[4:], GREEDY.replace(guidance=g)) for g in (1.0, 8.0))
+    visual = generator.grammar.vocabulary.visual_start
+    differ = np.flatnonzero(plain[0][: len(pushed[0])] != pushed[0][: len(plain[0])])
+    assert len(differ) and plain[0][differ[0]] >= visual and pushed[0][differ[0]] >= visual
+
+
+def test_eight_devices_make_what_one_makes(generator: Generator) -> None:
+    spread = Generator(opened(Mesh.Config(fsdp=4, tensor=2).build()), SIZES, batch=4)
+    assert all(
+        np.array_equal(a, b)
+        for a, b in zip(generator.generate(prompts(), GREEDY), spread.generate(prompts(), GREEDY), strict=True)
+    )
+
+
+# --- the sampler
+
+
+def logits(seed: int = 0) -> jax.Array:
+    return jnp.asarray(np.random.default_rng(seed).standard_normal((3, 12)), jnp.float32)
+
+
+def test_temperature_zero_keeps_the_likeliest() -> None:
+    kept = np.asarray(filtered(logits(), Sampler(temperature=0.0)))
+    assert np.array_equal(np.isfinite(kept).argmax(axis=1), np.asarray(logits()).argmax(axis=1))
+    assert np.isfinite(kept).sum() == 3
+
+
+def test_top_k_and_top_p_keep_the_likeliest_that_are_asked_for() -> None:
+    given = np.asarray(logits(), np.float64)
+    order = np.argsort(-given, axis=1)
+    kept = np.isfinite(filtered(logits(), Sampler(top_k=4)))
+    assert all(set(np.flatnonzero(row)) == set(first[:4]) for row, first in zip(kept, order, strict=True))
+    kept = np.isfinite(filtered(logits(), Sampler(top_p=0.7, temperature=0.5)))
+    for row, logit, first in zip(kept, given, order, strict=True):
+        share = np.exp(logit / 0.5)[first] / np.exp(logit / 0.5).sum()
+        least = int(np.searchsorted(np.cumsum(share), 0.7)) + 1  # the fewest that hold 0.7 together
+        assert set(np.flatnonzero(row)) == set(first[:least])
+    assert np.isfinite(filtered(logits(), Sampler(top_k=99))).all()
+
+
+def test_what_is_not_allowed_stays_out() -> None:
+    masked = jnp.where(jnp.arange(12)[None] % 2 == 0, logits(), -jnp.inf)
+    for sampler in (Sampler(), Sampler(temperature=0.0), Sampler(top_k=8), Sampler(top_p=0.99)):
+        kept = np.isfinite(filtered(masked, sampler))
+        assert not kept[:, 1::2].any() and kept.any(axis=1).all()
+
+
+def test_guidance_of_one_is_the_conditional() -> None:
+    np.testing.assert_allclose(guided(logits(0), logits(1), 1.0), jax.nn.log_softmax(logits(0)), atol=1e-6)
+    np.testing.assert_allclose(guided(logits(0), logits(1), 0.0), jax.nn.log_softmax(logits(1)), atol=1e-6)

@@ -1,0 +1,150 @@
+"""Generation with a run of random parameters: what comes out parses, fits its room, and follows from the model."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from mmgpt.core.config import ConfigError
+from mmgpt.core.document import Document, Image, Text, Video
+from mmgpt.core.stream import Batch, Stream, packed_causal
+from mmgpt.generate.decode import Generator, Prompt, Sampling
+from mmgpt.generate.model import Model, media_sizes, token_run
+from mmgpt.generate.sampler import Sampler
+from mmgpt.train.run import Opened, build
+from tests import tiny
+
+FREE = Sampler(temperature=1.0)
+
+
+class Pixels:
+    """An image tokenizer that shows codes as grey patches."""
+
+    patch = 4
+    codebooks = tiny.BOOKS
+
+    def decode(self, codes: np.ndarray) -> np.ndarray:
+        grey = (codes @ np.array([tiny.BOOKS[1], 1])).astype(np.uint8)
+        return np.repeat(np.repeat(grey, 4, axis=1), 4, axis=2)[..., None].repeat(3, axis=-1)
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Opened:
+    built = build(tiny.run(tmp_path_factory.mktemp("run")))
+    with jax.set_mesh(built.mesh):
+        params, variables = jax.jit(built.structure.fresh)()
+    return Opened(built, 0, params, variables)
+
+
+@pytest.fixture(scope="module")
+def model(opened: Opened) -> Model:
+    _, data = token_run(opened.built.run)
+    return Model(opened, tiny.text(), Pixels(), media_sizes(data), batch=8)  # pyright: ignore[reportArgumentType]
+
+
+def captions(count: int) -> list[Document]:
+    """Prompts of different lengths: the texts of documents, some with their picture."""
+    found = tiny.documents(count, seed=9)
+    return [dataclasses.replace(d, segments=d.segments[: 1 + i % 2]) for i, d in enumerate(found)]
+
+
+def test_sizes_are_those_of_the_training_data(opened: Opened):
+    _, data = token_run(opened.built.run)
+    assert media_sizes(data) == ((0, 2, 3), (2, 2, 2))
+
+
+def test_greedy_choice_is_the_likeliest_allowed_id_of_a_plain_forward_pass(opened: Opened):
+    """The cache, the padding and the slots change nothing: each id follows from a forward pass over all before it."""
+    grammar, sizes = tiny.grammar(), ((0, 2, 3),)
+    generator = Generator(opened, sizes, batch=8)
+    greedy = Sampler(temperature=0.0)
+    prompts = [grammar.encode(d, end=False).ids for d in captions(4)]
+    made = generator.generate([Prompt(ids=ids) for ids in prompts], Sampling(room=24, text=greedy, image=greedy))
+    length = max(map(len, made))
+    ids = np.full((8, length), grammar.pad, np.int32)
+    for row, one in zip(ids, made, strict=False):
+        row[: len(one)] = one
+    stream = Stream(ids=ids, position=np.broadcast_to(np.arange(length, dtype=np.int32), ids.shape))
+    whole = packed_causal(np.zeros(ids.shape, np.int32))
+    batch = Batch(streams={"tokens": stream}, visibility={"tokens": whole}, row_id=np.arange(8))
+    with jax.set_mesh(opened.built.mesh):
+        forward = jax.jit(lambda p, v, b: opened.built.structure.merge(p, v)(b))
+        logits = np.asarray(forward(opened.params, opened.variables, batch))[..., : grammar.vocabulary.used]
+    automaton = grammar.automaton(sizes)
+    for row, prompt, one in zip(logits, prompts, made, strict=False):
+        assert len(one) > len(prompt)
+        for at in range(len(prompt), len(one)):
+            room = jnp.array([24 - (at - len(prompt))], jnp.int32)
+            allowed = np.asarray(automaton.allowed(jnp.asarray(automaton.start(one[:at]))[None], room))[0]
+            best = np.where(allowed, row[at - 1], -np.inf)
+            assert best[one[at]] >= best.max() - 1e-4
+
+
+@pytest.mark.parametrize("room", [1, 13, 40])
+def test_everything_ends_within_its_room(model: Model, room: int):
+    for continuation in model.go_on(captions(8), Sampling(room=room, text=FREE)):
+        assert continuation.finished
+        media = [part for part in continuation.made if part.frames is not None]
+        assert all(part.frames.shape[1:3] in ((8, 12), (8, 8)) for part in media if part.frames is not None)
+        if room < 17:
+            assert not media  # a picture takes 4 + 2 + 2 * 7 + 1 tokens
+
+
+def test_a_short_room_still_opens_the_media_that_fit(model: Model):
+    """The longest medium takes 30 tokens, the shortest 21: with room for the shortest, only that may be opened."""
+    grammar = model.grammar
+    automaton = grammar.automaton(model.sizes)
+    boi = grammar.vocabulary.control("BOI")
+    state = jnp.asarray(automaton.start(grammar.encode(Document(key="", segments=()), end=False).ids))[None]
+    lengths = sorted(
+        len(grammar.encode(Document(key="", segments=(s,))).ids) - 1
+        for s in (Image(codes=np.zeros((2, 3, 2), np.int32)), Video(codes=np.zeros((2, 2, 2, 2), np.int32)))
+    )
+    for room, may in ((lengths[0] - 1, False), (lengths[0], True)):
+        assert bool(automaton.allowed(state, jnp.array([room], jnp.int32))[0, boi]) is may
+    inside = automaton.advance(state, jnp.array([boi], jnp.int32))
+    for room, firsts in ((lengths[0] - 1, 1), (lengths[1] - 1, 1)):
+        assert int(automaton.allowed(inside, jnp.array([room], jnp.int32))[0].sum()) == firsts  # "2", of both sizes
+
+
+def test_a_clip_goes_on_and_keeps_the_given_frames(model: Model):
+    rng = np.random.default_rng(0)
+    clips = [Document(key=str(i), segments=(Video(codes=tiny.grid(rng, (1, 2, 2))),)) for i in range(3)]
+    for document, continuation in zip(clips, model.go_on(clips, Sampling(room=30), add_frames=1), strict=True):
+        (clip, *_) = continuation.made
+        assert clip.frames is not None and clip.clip and clip.given == 1 and len(clip.frames) == 2
+        (shown,) = model.shown([document.segments])
+        assert shown[0].frames is not None and np.array_equal(clip.frames[0], shown[0].frames[0])
+
+
+def test_a_room_that_ends_inside_a_clip_is_unfinished_and_no_crash(model: Model):
+    rng = np.random.default_rng(0)
+    clip = Document(key="", segments=(Video(codes=tiny.grid(rng, (1, 2, 2))),))
+    (continuation,) = model.go_on([clip], Sampling(room=3), add_frames=1)
+    assert not continuation.finished and continuation.made == ()
+
+
+def test_adding_frames_to_a_text_is_an_error(model: Model):
+    with pytest.raises(ConfigError, match="does not end in a tokenised clip"):
+        model.go_on([Document(key="a", segments=(Text(ids=np.array([1], np.int32)),))], Sampling(room=8), add_frames=1)
+
+
+def test_shown_pictures_go_back_to_their_documents(model: Model):
+    """Media of different sizes are decoded in groups; each still comes back in its place."""
+    found = tiny.documents(9, seed=4)
+    for document, parts in zip(found, model.shown([d.segments for d in found]), strict=True):
+        for segment, part in zip(document.segments, parts, strict=True):
+            if isinstance(segment, Text):
+                assert segment.ids is not None and part.text == tiny.text().decode(segment.ids)
+            else:
+                codes = segment.codes if isinstance(segment, Video) else segment.codes[None]  # pyright: ignore
+                assert part.frames is not None and np.array_equal(part.frames, Pixels().decode(codes))
+
+
+def test_the_same_seed_makes_the_same_and_another_seed_something_else(model: Model):
+    documents = captions(8)
+    made = [[c.made for c in model.go_on(documents, Sampling(room=20, text=FREE, seed=seed))] for seed in (1, 1, 2)]
+    texts = [[[part.text for part in parts] for parts in one] for one in made]
+    assert texts[0] == texts[1] != texts[2]

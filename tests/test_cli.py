@@ -1,0 +1,157 @@
+"""The command line says in one line what is wrong, and with which word it would be right."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from mmgpt import cli, presets
+from mmgpt.core import config
+from mmgpt.train.run import Run
+from tests import tiny
+
+RUNS = [name for name in presets.names() if isinstance(presets.preset(name), Run)]
+
+
+def call(*arguments: str) -> int:
+    try:
+        return cli.main(list(arguments))
+    except SystemExit as e:  # tyro exits by itself
+        assert isinstance(e.code, int)
+        return e.code
+
+
+def one_error(capsys: pytest.CaptureFixture[str]) -> str:
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("error: ") and err.count("\n") == 1 and "Traceback" not in err
+    return err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["trian", "x"], "Did you mean 'train'"),
+        (["data", "imprt"], "'data import'"),
+        (["tokenise", "text"], "'tokenize text'"),
+        (["data"], "'data import'"),
+        (["xyzzy"], "`mmgpt --help` lists them"),
+        (["--version"], "`mmgpt --help` lists them"),
+    ],
+)
+def test_an_unknown_command(arguments: list[str], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*arguments) == 2
+    assert hint in one_error(capsys)
+
+
+@pytest.mark.parametrize("command", ["train", "config", "run"])
+def test_an_unknown_preset(command: str, empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(command, "quickstrat") == 1
+    assert "no preset 'quickstrat'" in (error := one_error(capsys)) and "Did you mean quickstart" in error
+
+
+def test_a_folder_that_is_no_run(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("runs/nothing", "."):
+        assert call("config", name) == 1
+        assert "is no run folder: it has no config.json" in one_error(capsys)
+
+
+def test_a_preset_of_another_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("train", "quickstart") == 1
+    assert "`mmgpt run quickstart` runs a recipe" in one_error(capsys)
+    assert call("run", RUNS[0]) == 1
+    assert f"`mmgpt train {RUNS[0]}` trains a run" in one_error(capsys)
+
+
+def test_a_command_without_its_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("train", "config", "run"):
+        assert call(command) == 1
+        one_error(capsys)
+    assert call() == 2 and "usage: mmgpt COMMAND" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("typo", ["--optimizer.lerning-rate=1", "optimizer.lerning_rate=1"])
+def test_a_typo_in_a_key(typo: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("config", RUNS[0], typo) == 2
+    out, err = capsys.readouterr()
+    assert "--optimizer.learning-rate" in out + err and "Traceback" not in out + err
+
+
+def test_a_value_of_another_kind(capsys: pytest.CaptureFixture[str]) -> None:
+    for wrong in ("steps=many", "model.dtype=float8", "optimizer.schedule=cosin"):
+        name = next(n for n in RUNS if wrong.split("=")[0] in config.leaves(presets.preset(n)))
+        assert call("config", name, wrong) == 2
+        out, err = capsys.readouterr()
+        assert wrong.split("=")[1] in out + err and "Traceback" not in out + err
+
+
+@pytest.mark.parametrize("name", presets.names())
+def test_every_preset_is_shown_and_written(name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("config", name, "--json", str(tmp_path / "config.json")) == 0
+    assert config.load(tmp_path / "config.json") == presets.preset(name)
+    shown = capsys.readouterr().out
+    assert name in shown
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_both_spellings_of_a_change_agree(name: str, tmp_path: Path) -> None:
+    written = []
+    for number, change in enumerate((["--optimizer.learning-rate", "0.5"], ["optimizer.learning_rate=0.5"])):
+        file = tmp_path / f"{number}.json"
+        assert call("config", name, *change, "steps=7", f"--json={file}") == 0
+        written.append(config.load(file))
+    base = presets.preset(name)
+    expected = base.replace(optimizer=base.optimizer.replace(learning_rate=0.5), steps=7)
+    assert written[0] == written[1] == expected
+
+
+def test_a_run_folder_is_shown_with_its_changes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = tiny.run(tmp_path)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text(config.to_json(run))
+    assert call("config", str(tmp_path / "run"), "model.dropout=0.25", "--json", str(tmp_path / "c.json")) == 0
+    assert json.loads((tmp_path / "c.json").read_text())["model"]["dropout"] == 0.25
+
+
+def test_booleans_are_written_out(tmp_path: Path) -> None:
+    name = next(n for n in RUNS if "model.scan" in config.leaves(presets.preset(n)))
+    for value in (True, False):
+        assert call("config", name, f"model.scan={value}", f"--json={tmp_path / 'c.json'}") == 0
+        assert config.load(tmp_path / "c.json").model.scan is value
+
+
+@pytest.mark.parametrize("command", list(cli.COMMANDS))
+def test_every_command_tells_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    if command in ("run", "train", "config"):
+        arguments = [*command.split(), "quickstart" if command == "run" else RUNS[0], "--help"]
+    else:
+        arguments = [*command.split(), "--help"]
+    assert call(*arguments) == 0
+    assert f"mmgpt {command}" in capsys.readouterr().out
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("--help") == 0
+    out = capsys.readouterr().out
+    assert all(command in out for command in cli.COMMANDS)
+
+
+def test_bad_input_of_data_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    nowhere = str(tmp_path / "nowhere")
+    for arguments in (
+        ["data", "import", "jsonl", nowhere, "--out", str(tmp_path / "o")],
+        ["data", "import", "jsnl", str(tmp_path), "--out", str(tmp_path / "o")],
+        ["data", "inspect", nowhere],
+        ["tokenize", "text", nowhere, "--out", str(tmp_path / "t.model")],
+        ["tokenize", "data", nowhere, "--text", nowhere, "--vision", nowhere, "--out", nowhere],
+    ):
+        assert call(*arguments) == 1, arguments
+        assert one_error(capsys)
+
+
+def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    def full(arguments: list[str]) -> int:
+        raise OSError(28, "No space left on device", "runs/x")
+
+    monkeypatch.setitem(cli.COMMANDS, "train", (full, ""))
+    assert call("train") == 1
+    assert "the disk is full (runs/x); free some space" in one_error(capsys)

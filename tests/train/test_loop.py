@@ -1,0 +1,202 @@
+"""Whole runs, in processes of their own as `mmgpt train FOLDER`: repeatable, and not harmed by what ends them."""
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from mmgpt.core import config
+from mmgpt.core.config import ConfigError
+from mmgpt.core.log import read_metrics
+from mmgpt.train.run import Run, claim
+from tests import tiny
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run whose data and tokenizers are written."""
+    return tiny.run(tmp_path_factory.mktemp("world"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(made: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = prepared(made, tmp_path_factory.mktemp("runs") / "undisturbed")
+    finish(start(folder))
+    return folder
+
+
+def prepared(run: Run, folder: Path) -> Path:
+    """A run folder as another machine may have begun it: only its config is there."""
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(config.to_json(run))
+    return folder
+
+
+def start(folder: Path, *arguments: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "mmgpt", "train", str(folder), *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        cwd=ROOT,
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+    )
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> str:
+    out, _ = process.communicate(timeout=300)
+    assert process.returncode == code, out[-3000:]
+    return out
+
+
+def lines(folder: Path, kind: str) -> dict[int, dict]:
+    """Metrics lines of one kind by step; each step once."""
+    found = [line for line in read_metrics(folder / "metrics.jsonl") if line["kind"] == kind]
+    assert len({line["step"] for line in found}) == len(found)
+    return {line["step"]: line for line in found}
+
+
+def files(folder: Path, step: int) -> dict[str, str]:
+    """What the manifest of a checkpoint says of the arrays in it."""
+    body = json.loads((folder / "checkpoints" / str(step) / "manifest.json").read_text())
+    return body["tree"]
+
+
+def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
+    import jax
+    from orbax.checkpoint import v1 as ocp
+
+    tree = ocp.load(str((folder / "checkpoints" / str(step)).absolute()))
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+
+
+def same_end(a: Path, b: Path, run: Run) -> bool:
+    """Whether two runs end in the same arrays, bit for bit, and told the same losses for each step."""
+    first, second = arrays(a, run.steps), arrays(b, run.steps)
+    assert first.keys() == second.keys() and len(first) > 30
+    told = [{step: line["loss"] for step, line in lines(folder, "train").items()} for folder in (a, b)]
+    assert set(told[0]) == set(range(1, run.steps + 1))
+    return told[0] == told[1] and all(np.array_equal(first[name], second[name]) for name in first)
+
+
+def wait_for(process: subprocess.Popen, folder: Path, step: int) -> bool:
+    """Waits until a step is told in the metrics; False if the process ended before."""
+    while process.poll() is None:
+        path = folder / "metrics.jsonl"
+        if path.exists() and any(line["step"] >= step for line in read_metrics(path)):
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def test_a_run_leaves_what_it_promises(undisturbed: Path, made: Run) -> None:
+    train, held_out = lines(undisturbed, "train"), lines(undisturbed, "held_out")
+    assert sorted(train) == list(range(1, made.steps + 1)) and sorted(held_out) == [6, 12]
+    assert train[made.steps]["loss"] < train[1]["loss"]
+    for source in ("left", "right"):
+        for metric in ("next_token", "loss/text", "loss/image", "loss/video", "accuracy/image"):
+            assert np.isfinite(held_out[12][f"{source}/{metric}"])
+    assert {"step_seconds", "flops_per_second", "matmul_share", "data_wait_share"} <= train[made.steps].keys()
+    assert sorted(int(p.name) for p in (undisturbed / "checkpoints").iterdir()) == [8, 10, 12]
+    assert config.load(undisturbed / "config.json") == made
+    assert "train" in (undisturbed / "command.txt").read_text()
+    assert set(json.loads((undisturbed / "data.json").read_text())["sources"]) == {"left", "right"}
+    assert (undisturbed / "tensorboard").is_dir()
+
+
+def test_the_same_seed_gives_the_same_run_bit_for_bit(undisturbed: Path, made: Run, tmp_path: Path) -> None:
+    again = prepared(made, tmp_path / "again")
+    finish(start(again))
+    assert same_end(again, undisturbed, made)
+
+
+def test_sigterm_saves_and_the_same_command_goes_on(undisturbed: Path, made: Run, tmp_path: Path) -> None:
+    folder = prepared(made, tmp_path / "stopped")
+    process = start(folder, "--save-every", "1000")
+    assert wait_for(process, folder, 2)
+    process.send_signal(signal.SIGTERM)
+    out = finish(process, code=75)
+    (saved,) = [int(p.name) for p in (folder / "checkpoints").iterdir()]
+    assert f"saved at step {saved}; run the same command" in out and 2 <= saved < made.steps
+    out = finish(start(folder, "--save-every", "1000"))
+    assert f"going on from step {saved} of {made.steps}" in out
+    assert same_end(folder, undisturbed, made)
+
+
+def killed(undisturbed: Path, run: Run, folder: Path, kills: int, seed: int) -> None:
+    """Kills a run at random moments, most of them inside a save; each life may get some steps further."""
+    prepared(run, folder)
+    draw, done = random.Random(seed), 0
+    for _ in range(kills):
+        process = start(folder)
+        if not wait_for(process, folder, done + 1 + draw.randrange(2)):
+            break
+        time.sleep(draw.uniform(0, 0.1))
+        process.send_signal(signal.SIGKILL)
+        process.communicate()
+        steps = [int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdecimal()]
+        done = max(steps, default=0)
+    finish(start(folder))
+    assert same_end(folder, undisturbed, run)
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir() if not p.name.isdecimal()) == []
+
+
+def test_two_kills_change_nothing(undisturbed: Path, made: Run, tmp_path: Path) -> None:
+    killed(undisturbed, made, tmp_path / "killed", kills=2, seed=0)
+
+
+@pytest.mark.slow
+def test_20_kills_change_nothing(made: Run, tmp_path: Path) -> None:
+    run = made.replace(steps=60, save_every=1)
+    finish(start(prepared(run, tmp_path / "undisturbed")))
+    killed(tmp_path / "undisturbed", run, tmp_path / "killed", kills=20, seed=1)
+
+
+def test_a_finished_run_has_nothing_to_do(undisturbed: Path, made: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "finished"
+    shutil.copytree(undisturbed, folder)
+    before = (folder / "metrics.jsonl").read_bytes()
+    finish(start(folder))
+    assert (folder / "metrics.jsonl").read_bytes() == before
+
+
+# --- what does not fit
+
+
+def test_a_folder_of_another_config_is_told_and_stays(undisturbed: Path) -> None:
+    before = (undisturbed / "config.json").read_bytes()
+    out = finish(start(undisturbed, "--optimizer.learning-rate", "5e-3", "--steps", "20"), code=1)
+    assert "holds a run of another config" in out and "optimizer.learning_rate: 0.01 there, 0.005 asked" in out
+    assert "steps" not in out.partition("another config")[2] and "Traceback" not in out
+    assert (undisturbed / "config.json").read_bytes() == before
+
+
+def test_a_checkpoint_of_another_config_is_told(undisturbed: Path, made: Run, tmp_path: Path) -> None:
+    folder = prepared(made.replace(model=made.model.replace(mlp=48)), tmp_path / "other")
+    shutil.copytree(undisturbed / "checkpoints", folder / "checkpoints")
+    out = finish(start(folder), code=1)
+    assert "is of another config" in out and "mlp/gate" in out and "Traceback" not in out
+
+
+def test_missing_data_is_told(made: Run, tmp_path: Path) -> None:
+    data = made.data.replace(sources=(made.data.sources[0].replace(path=str(tmp_path / "nowhere")),))
+    out = finish(start(prepared(made.replace(data=data), tmp_path / "run")), code=1)
+    assert "nowhere" in out and "Traceback" not in out
+
+
+def test_what_a_step_does_not_compute_may_change(made: Run, tmp_path: Path) -> None:
+    assert claim(made, tmp_path / "run") is False
+    assert claim(made.replace(steps=99, log_every=2, samples=1, save_every=7), tmp_path / "run") is True
+    with pytest.raises(ConfigError, match=r"seed: 0 there, 1 asked\nGive another --run-dir"):
+        claim(made.replace(seed=1), tmp_path / "run")
+    assert (tmp_path / "run" / "commit.txt").exists()

@@ -1,0 +1,106 @@
+"""The optimizer beside plain optax, its schedules, and what it decays."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from mmgpt.core.config import ConfigError
+from mmgpt.dist.mesh import Mesh
+from mmgpt.train.optimizer import Muon, Optimizer
+
+
+@pytest.fixture(autouse=True)
+def one_device():
+    with jax.set_mesh(Mesh.Config().build(jax.devices()[:1])):
+        yield
+
+
+def tree(seed: int) -> dict[str, Any]:
+    rng = np.random.default_rng(seed)
+    shapes = {"mlp": {"gate": (4, 6)}, "norm": {"scale": (2, 4)}, "first_bias": (6,), "head": (4, 8)}
+    return jax.tree.map(
+        lambda shape: jnp.asarray(rng.standard_normal(shape), jnp.float32), shapes, is_leaf=lambda x: isinstance(x, tuple)
+    )
+
+
+def test_steps_equal_plain_adamw() -> None:
+    config = Optimizer.Config(learning_rate=1e-2, warmup=3, weight_decay=0.2, clip=0.5)
+    ours, params = config.build(20), tree(0)
+    mask = {"mlp": {"gate": True}, "norm": {"scale": False}, "first_bias": False, "head": True}
+    theirs = optax.chain(
+        optax.clip_by_global_norm(0.5),
+        optax.adamw(ours.schedule, b1=config.b1, b2=config.b2, eps=config.epsilon, weight_decay=0.2, mask=mask),
+    )
+    state, their_state, their_params = ours.init(params), theirs.init(params), params
+    for i in range(20):
+        grads = jax.tree.map(lambda x, i=i: x * (1 + i), tree(i + 1))
+        params, state = ours.update(grads, state, params)
+        updates, their_state = theirs.update(grads, their_state, their_params)
+        their_params = optax.apply_updates(their_params, updates)
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), params, their_params)
+
+
+def test_the_state_is_named_arrays_of_the_parameters_shapes() -> None:
+    optimizer, params = Optimizer.Config(warmup=1).build(5), tree(0)
+    state = optimizer.init(params)
+    assert all(isinstance(name, str) and isinstance(leaf, jax.Array) for name, leaf in state.items())
+    for moment in ("mu", "nu"):
+        shapes = {n.partition(f"{moment}/")[2]: s.shape for n, s in state.items() if f"{moment}/" in n}
+        assert shapes == {"mlp/gate": (4, 6), "norm/scale": (2, 4), "first_bias": (6,), "head": (4, 8)}
+    assert optimizer.update(tree(1), state, params)[1].keys() == state.keys()
+
+
+def test_gains_and_biases_do_not_decay() -> None:
+    optimizer, params = Optimizer.Config(learning_rate=0.1, warmup=0, schedule="constant").build(5), tree(0)
+    zero = jax.tree.map(jnp.zeros_like, params)
+    after, _ = optimizer.update(zero, optimizer.init(params), params)
+    same = jax.tree.map(np.array_equal, after, params)
+    assert same == {"mlp": {"gate": False}, "norm": {"scale": True}, "first_bias": True, "head": False}
+
+
+def test_muon_turns_stacked_matrices_and_steps_the_rest_as_adamw() -> None:
+    rng = np.random.default_rng(0)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    params = {"stack": {"stacked": {"gate": draw(2, 6, 8), "out": draw(2, 2, 3, 4), "scale": draw(2, 4)}}, "head": draw(4, 8)}
+    grads = jax.tree.map(lambda x: x * 0.1, params)
+    settings = {"learning_rate": 0.01, "warmup": 0, "schedule": "constant", "weight_decay": 0.0}
+    steps = {}
+    for cls in (Muon, Optimizer.Config):
+        optimizer = cls(**settings).build(10)
+        after, _ = optimizer.update(grads, optimizer.init(params), params)
+        steps[cls] = jax.tree.map(lambda now, old: np.asarray(now - old) / 0.01, after, params)
+    turned, plain = steps[Muon], steps[Optimizer.Config]
+    np.testing.assert_allclose(turned["head"], plain["head"], atol=1e-4)
+    np.testing.assert_allclose(turned["stack"]["stacked"]["scale"], plain["stack"]["stacked"]["scale"], atol=1e-4)
+    for name, shape in (("gate", (2, 6, 8)), ("out", (2, 6, 4))):
+        step = turned["stack"]["stacked"][name].reshape(shape)
+        values = np.linalg.svd(step, compute_uv=False)
+        assert values.max() / values.min() < 2.5  # about orthogonal: Newton-Schulz stops early
+        assert np.sum(step * np.asarray(grads["stack"]["stacked"][name]).reshape(shape)) < 0  # downhill
+
+
+@pytest.mark.parametrize(
+    ("schedule", "values"),
+    [
+        ("cosine", {0: 0.0, 5: 0.5, 10: 1.0, 55: 0.55, 100: 0.1}),
+        ("linear", {0: 0.0, 5: 0.5, 10: 1.0, 55: 0.55, 100: 0.1}),
+        ("stable", {0: 0.0, 5: 0.5, 10: 1.0, 55: 1.0, 80: 1.0, 90: 0.55, 100: 0.1}),
+        ("constant", {0: 0.0, 5: 0.5, 10: 1.0, 55: 1.0, 100: 1.0}),
+    ],
+)
+def test_schedules(schedule: Any, values: dict[int, float]) -> None:
+    optimizer = Optimizer.Config(learning_rate=2.0, schedule=schedule, warmup=10, final=0.1).build(100)
+    assert {step: pytest.approx(float(optimizer.schedule(step)) / 2.0) for step in values} == values
+
+
+def test_no_warmup_begins_at_the_peak() -> None:
+    assert float(Optimizer.Config(learning_rate=2.0, warmup=0).build(100).schedule(0)) == 2.0
+
+
+def test_a_warmup_as_long_as_the_run_is_told() -> None:
+    with pytest.raises(ConfigError, match="optimizer.warmup 100 is not shorter than the run of 100 steps"):
+        Optimizer.Config(warmup=100).build(100)
