@@ -15,7 +15,7 @@ from mmgpt.objectives.autoencode import Autoencode
 from mmgpt.objectives.next_token import NextToken
 from mmgpt.recipe import Recipe, Step
 from mmgpt.tokens.grammars.emu3 import Emu3
-from mmgpt.train.optimizer import Optimizer
+from mmgpt.train.optimizer import Muon, Optimizer
 from mmgpt.train.run import Run, Tokens
 
 SOURCES = {"pairs": "webdataset", "stories": "jsonl", "clips": "mp4", "questions": "jsonl", "edits": "jsonl"}
@@ -27,7 +27,7 @@ TASKS = ("draw", "unseen", "caption", "answer", "next_frame", "story", "edit")
 
 def _vision(folder: str, steps: int, structure: int) -> Run:
     return Run(
-        model=PatchVQ.Config(patch=8, structure=structure, colour=64, palette=3, width=256, dim=16),
+        model=PatchVQ.Config(patch=8, structure=structure, colour=32, palette=3, width=256, dim=16),
         objective=Autoencode.Config(),
         data=ImageRows.Config(
             sources=tuple(Pictures.Config(path=f"{folder}/data/{name}") for name in ("pairs", "clips")),
@@ -67,7 +67,7 @@ def _decoder(
             row_length=row_length,
             batch_rows=batch_rows,
         ),
-        optimizer=Optimizer.Config(learning_rate=learning_rate, warmup=100, final=0.05),
+        optimizer=Muon(learning_rate=learning_rate, warmup=100, final=0.05),
         steps=steps,
         evaluate_every=max(1, steps // 4),
         save_every=max(1, steps // 4),
@@ -78,13 +78,13 @@ def _decoder(
 
 def quickstart_vision() -> Run:
     """The quickstart's image tokenizer: 0.3 M parameters, about a minute."""
-    return _vision("runs/quickstart", steps=800, structure=1024)
+    return _vision("runs/quickstart", steps=1000, structure=512)
 
 
 def quickstart_model() -> Run:
     """The quickstart's decoder, at most 8 minutes on 2 cores."""
     model = Decoder.Config(layers=6, embed=160, mlp=432, heads=4, kv_heads=2, head_dim=40, rope_grid=6, scan=False)
-    return _decoder("runs/quickstart", 1600, model, row_length=480, batch_rows=3, learning_rate=3e-3)
+    return _decoder("runs/quickstart", 1600, model, row_length=368, batch_rows=4, learning_rate=3e-3)
 
 
 def shapes_vision() -> Run:

@@ -3,21 +3,20 @@
 import dataclasses
 import difflib
 import errno
-import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from mmgpt import presets
+from mmgpt.commands import data_import, data_inspect, data_shapes, tokenize_data, tokenize_text
 from mmgpt.core import config
 from mmgpt.core.config import Config, ConfigError, as_flags
 from mmgpt.core.errors import UserError
-from mmgpt.core.log import PLAIN_WIDTH, console, printable, write_json
+from mmgpt.core.log import console, printable, show
 
 FLAGS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 """Booleans are written out (`--model.scan False`), so that `key=value` works for all of them."""
@@ -163,7 +162,7 @@ def _config(args: list[str]) -> int:
     changed = config.difference(tree, base)
     for key, value in config.leaves(tree).items():
         table.add_row(key, printable(str(value)), style="bold" if key in changed else None)
-    _show(table)
+    show(table)
     if json_file:
         Path(json_file).write_text(config.to_json(tree))
     return 0
@@ -176,177 +175,6 @@ def _take_option(args: list[str], flag: str) -> tuple[list[str], str | None]:
         if arg.startswith(f"{flag}="):
             return args[:i] + args[i + 1 :], arg.partition("=")[2]
     return args, None
-
-
-def _data_shapes(args: list[str]) -> int:
-    def shapes(
-        out: Path,
-        pairs: int = 7000,
-        stories: int = 1400,
-        clips: int = 1800,
-        questions: int = 3000,
-        edits: int = 2500,
-        eval_each: int = 100,
-        seed: int = 0,
-    ) -> None:
-        """Writes the shapes corpus as real files: images in tars, jsonl documents, MP4 clips, evaluation prompts.
-
-        Args:
-            out: folder to write to; one that is complete with the same settings stays.
-            pairs: images with captions.
-            stories: interleaved documents of three images.
-            clips: clips with captions.
-            questions: images with six questions and answers.
-            edits: images before and after an instruction.
-            eval_each: prompts for each evaluation task.
-            seed: of everything random.
-        """
-        from mmgpt.evaluate.shapes.corpus import write_corpus
-
-        counts = write_corpus(
-            out,
-            pairs=pairs,
-            stories=stories,
-            clips=clips,
-            questions=questions,
-            edits=edits,
-            eval_each=eval_each,
-            seed=seed,
-        )
-        _table(f"{out}", {name: {"documents": n} for name, n in counts.items()})
-
-    return _parse(shapes, args, "data shapes")
-
-
-def _data_import(args: list[str]) -> int:
-    def import_(
-        format: tyro.conf.Positional[str],
-        path: tyro.conf.Positional[Path],
-        out: Path,
-        name: str = "",
-        overwrite: bool = False,
-    ) -> None:
-        """Imports raw data into a record dataset; what is refused goes to its rejects.jsonl.
-
-        Args:
-            format: folder, jsonl, mp4 or webdataset (`mmgpt/data/sources/` holds one file each).
-            path: the raw data.
-            out: folder of the dataset.
-            name: name of the dataset; by default that of the folder.
-            overwrite: replace a complete dataset.
-        """
-        from mmgpt.data.importing import import_dataset
-
-        done = import_dataset(format, path, out, name, overwrite=overwrite)
-        console.print(f"{out}: {done.documents} documents, {sum(done.rejected.values())} rejected", highlight=False)
-
-    return _parse(import_, args, "data import")
-
-
-def _data_inspect(args: list[str]) -> int:
-    def inspect(
-        path: tyro.conf.Positional[Path],
-        documents: int = 20,
-        html: Path | None = None,
-        text: Path | None = None,
-        vision: Path | None = None,
-        json: Path | None = None,
-    ) -> None:
-        """Shows what a dataset holds.
-
-        Args:
-            path: a dataset folder, raw or tokenised.
-            documents: how many documents the page shows.
-            html: write a page of documents with their pictures.
-            text: text tokenizer that turns a tokenised dataset's ids back into text on the page.
-            vision: image tokenizer's run folder that draws its codes.
-            json: write the statistics.
-        """
-        from mmgpt.data.inspect import documents_html, statistics
-        from mmgpt.data.record import Dataset
-        from mmgpt.tokens.text import TextTokenizer
-
-        dataset = Dataset(path)
-        found = statistics(dataset)
-        _table(str(path), {key: {"value": value} for key, value in config_free(found).items()})
-        if html is not None:
-            decode_text = TextTokenizer.load(text).decode if text is not None else None
-            decode_codes = None
-            if vision is not None:
-                from mmgpt.tokenize.vision import VisionTokenizer
-
-                decode_codes = VisionTokenizer.load(vision).decode
-            page = documents_html(dataset, documents, text=decode_text, pixels=decode_codes)
-            html.write_text(page)
-            console.print(f"wrote {html}", highlight=False)
-        if json is not None:
-            write_json(json, found)
-
-    return _parse(inspect, args, "data inspect")
-
-
-def config_free(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat |= config_free(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
-
-
-def _tokenize_text(args: list[str]) -> int:
-    def text(datasets: tyro.conf.Positional[tuple[Path, ...]], out: Path, size: int = 512, most: int = 200_000) -> None:
-        """Trains a SentencePiece tokenizer on the text of raw datasets.
-
-        Args:
-            datasets: dataset folders.
-            out: the model file to write.
-            size: pieces at most.
-            most: texts to train on at most, taken evenly.
-        """
-        from mmgpt.tokenize.text import train_text
-
-        trained = train_text(list(datasets), out, size, most)
-        console.print(f"{out}: {trained.size} pieces", highlight=False)
-
-    return _parse(text, args, "tokenize text")
-
-
-def _tokenize_data(args: list[str]) -> int:
-    def data(
-        datasets: tyro.conf.Positional[tuple[Path, ...]],
-        text: Path,
-        vision: Path,
-        out: Path,
-        area: int = 512 * 512,
-        fps: float | None = None,
-        batch: int = 64,
-    ) -> None:
-        """Turns raw datasets into ids and code grids, one folder each below `out`; run again, it goes on.
-
-        Args:
-            datasets: dataset folders.
-            text: text tokenizer file.
-            vision: run folder of the image tokenizer.
-            out: folder that receives one dataset for each.
-            area: pixels of an image at most.
-            fps: frames a second to sample clips at; by default all frames.
-            batch: images encoded at once.
-        """
-        from mmgpt.data.record import Dataset
-        from mmgpt.tokenize.job import tokenize_dataset
-        from mmgpt.tokenize.vision import VisionTokenizer
-        from mmgpt.tokens.text import TextTokenizer
-
-        names = {path: Dataset(path).name for path in datasets}
-        texts, images = TextTokenizer.load(text), VisionTokenizer.load(vision)
-        for path, name in names.items():
-            done = tokenize_dataset(path, out / name, text=texts, image=images, area=area, fps=fps, batch=batch)
-            console.print(f"{out / name}: {done}", highlight=False)
-
-    return _parse(data, args, "tokenize data")
 
 
 def _eval(args: list[str]) -> int:
@@ -373,17 +201,8 @@ def _bench(args: list[str]) -> int:
     return _parse(bench_train, args, "bench train")
 
 
-def _table(title: str, rows: dict[str, dict[str, Any]]) -> None:
-    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-    table = Table("", *columns, title=title)
-    for name, row in rows.items():
-        table.add_row(name, *(json.dumps(row[c]) if c in row else "" for c in columns))
-    _show(table)
-
-
-def _show(table: Table) -> None:
-    """A result: to stdout, where what the program says about its work does not go."""
-    Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(table)
+def _parsed(function: Callable[..., None], name: str) -> Callable[[list[str]], None]:
+    return lambda args: _parse(function, args, name)
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
@@ -392,11 +211,11 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "generate": (_generate, "text and pictures from a run"),
     "eval": (_eval, "score a run on prompts"),
     "report": (_report, "a page that shows what a run learned"),
-    "data shapes": (_data_shapes, "write the shapes corpus as raw files"),
-    "data import": (_data_import, "raw files to a record dataset"),
-    "data inspect": (_data_inspect, "what a dataset holds"),
-    "tokenize text": (_tokenize_text, "train a text tokenizer"),
-    "tokenize data": (_tokenize_data, "raw datasets to ids and codes"),
+    "data shapes": (_parsed(data_shapes, "data shapes"), "write the shapes corpus as raw files"),
+    "data import": (_parsed(data_import, "data import"), "raw files to a record dataset"),
+    "data inspect": (_parsed(data_inspect, "data inspect"), "what a dataset holds"),
+    "tokenize text": (_parsed(tokenize_text, "tokenize text"), "train a text tokenizer"),
+    "tokenize data": (_parsed(tokenize_data, "tokenize data"), "raw datasets to ids and codes"),
     "config": (_config, "show a preset or a run's config"),
     "bench train": (_bench, "speed of a training step beside a plain matmul"),
 }

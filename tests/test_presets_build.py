@@ -32,7 +32,7 @@ from tests import tiny
 
 GOLDEN = Path(__file__).parent / "golden"
 FIELDS = 104
-"""Fields of all configs in mmgpt, reviewed: a new knob is a decision, not an accident. Count them with the test below."""
+"""Fields of all configs in mmgpt, reviewed: a new knob is a decision, not an accident. The test below counts them."""
 
 RUNS = [name for name in presets.names() if isinstance(presets.preset(name), Run)]
 
@@ -94,7 +94,9 @@ def configs() -> list[type[Config]]:
             if inspect.isclass(item) and item.__module__ == info.name:
                 if issubclass(item, Config) and item is not Config:
                     found[f"{item.__module__}:{item.__qualname__}"] = item
-                pending += [v for v in vars(item).values() if inspect.isclass(v) and v not in found.values() and v is not item]
+                pending += [
+                    v for v in vars(item).values() if inspect.isclass(v) and v not in found.values() and v is not item
+                ]
     return [found[name] for name in sorted(found)]
 
 
@@ -125,6 +127,8 @@ def test_every_field_is_read_by_its_owner(cls: type[Config]) -> None:
     read = set()
     for module in modules:
         tree = ast.parse(textwrap.dedent(inspect.getsource(importlib.import_module(module))))
-        read |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)}
+        read |= {
+            node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Load)
+        }
     idle = own_fields(cls) - read
     assert not idle, f"{cls.__qualname__} has fields that {', '.join(modules)} never reads: {', '.join(sorted(idle))}."

@@ -16,9 +16,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 from PIL import Image
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
 from tensorboardX import summary
 from tensorboardX.crc32c import crc32c
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
@@ -33,6 +34,20 @@ T = TypeVar("T")
 
 console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
 """Everything the package says to a person goes here, to stderr; stdout is for results."""
+
+
+def table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
+    """Rows of named values; values are shown as JSON."""
+    columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+    made = Table("", *columns, title=title)
+    for name, row in rows.items():
+        made.add_row(name, *(json.dumps(row[c]) if c in row else "" for c in columns))
+    return made
+
+
+def show(result: RenderableType) -> None:
+    """Prints a result, such as a table, to stdout."""
+    Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(result)
 
 
 def printable(text: str, limit: int = 500) -> str:

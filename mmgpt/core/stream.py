@@ -39,8 +39,8 @@ class Visibility:
 class Stream:
     """One typed stream of tokens: `ids [B, T] int32` or `feats [B, T, F] float32`, and what goes with each position.
 
-    `modality [B, T]` int32 (see MODALITIES); `position [B, T, A]` int32: the number in the document,
-    then row and column in a picture;
+    `modality [B, T]` int32 (see MODALITIES); `position [B, T, 5]` int32: the number in the document, row
+    and column in a picture ((0, 0) outside), and row and column of the next id;
     `target [B, T]` int32, the default next id; `weight [B, T]` float32, 0 where no loss is taken.
     `unit [B, T]` masking unit, `geometry [B, T, G]` boxes or time spans, `source [B, T]` index into another stream.
     """

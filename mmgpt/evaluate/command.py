@@ -9,7 +9,7 @@ import tyro
 from rich.table import Table
 
 from mmgpt.core.document import Document
-from mmgpt.core.log import console, printable, progress, write_json
+from mmgpt.core.log import printable, progress, show, write_json
 from mmgpt.evaluate import tasks
 from mmgpt.evaluate.records import save_records
 from mmgpt.evaluate.shapes.tasks import TASKS as SHAPES
@@ -55,7 +55,7 @@ def evaluate(
     for prompt, continuations in zip(loaded, made, strict=True):
         results[prompt.task.name] = _judged(run, prompt, continuations)
     results["seconds"] = round(time.perf_counter() - begin, 1)
-    console.print(_table(run, results))
+    show(_table(run, results))
     if json is not None:
         write_json(json, results)
 

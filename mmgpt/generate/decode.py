@@ -78,11 +78,12 @@ class Generator:
         if sampling.guidance != 1.0:
             branches += [self._negative(p) for p in prompts]
         ids = np.full((len(branches), width), self.grammar.pad, np.int32)
-        position = np.zeros((len(branches), width, 3), np.int32)
+        position = np.zeros((len(branches), width, 5), np.int32)
         for row, place, prompt in zip(ids, position, branches, strict=True):
             row[width - len(prompt) :] = prompt  # prompts end at the same slot, so that all rows step together
             place[width - len(prompt) :, 0] = np.arange(len(prompt))
-            place[width - len(prompt) :, 1:] = self.grammar.places(prompt)
+            place[width - len(prompt) :, 1:3] = self.grammar.places(prompt)
+            place[width - len(prompt) : -1, 3:] = place[width - len(prompt) + 1 :, 1:3]
         padding = np.array([width - len(b) for b in branches], np.int32)
         state = np.stack([self.automaton.start(p.ids) for p in prompts])
         built = self.opened.built
@@ -112,6 +113,8 @@ def _compiled(structure: Any, automaton: Automaton, sampling: Sampling) -> Any:
         width, B = ids_RP.shape[1], state_BK.shape[0]
         slots = width + sampling.room
         caches = model.caches(ids_RP.shape[0], slots)
+        branches = padding_R.shape[0] // B
+        position_RPA = position_RPA.at[:, -1, 3:].set(jnp.tile(automaton.place(state_BK), (branches, 1)))
         visibility = _visibility(padding_R, 0, width, slots)
         hidden, caches = model.extend(blocks, ids_RP, position_RPA, visibility, caches, jnp.int32(0))
         keys = jax.vmap(lambda row: jax.random.fold_in(key, row))(row_B)
@@ -121,11 +124,11 @@ def _compiled(structure: Any, automaton: Automaton, sampling: Sampling) -> Any:
             made, logits, state, caches, out = carry
             chosen = _choose(automaton, sampling, logits, state, made, keys)
             out = jax.lax.dynamic_update_slice_in_dim(out, chosen[:, None], made, axis=1)
-            branches = padding_R.shape[0] // B
-            fed, place = jnp.tile(chosen, branches), jnp.tile(automaton.place(state), (branches, 1))
+            fed, place = jnp.tile(chosen, branches), automaton.place(state)
             state = automaton.advance(state, chosen)
+            places = jnp.tile(jnp.concatenate([place, automaton.place(state)], axis=1), (branches, 1))
             slot = width + made
-            position = jnp.concatenate([(slot - padding_R)[:, None], place], axis=1)[:, None, :]
+            position = jnp.concatenate([(slot - padding_R)[:, None], places], axis=1)[:, None, :]
             visibility = _visibility(padding_R, slot, 1, slots)
             hidden, caches = model.extend(blocks, fed[:, None], position, visibility, caches, slot)
             return made + 1, _whole(model.logits(hidden)[:, 0]), state, caches, out

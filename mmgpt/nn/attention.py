@@ -46,8 +46,11 @@ class Attention(nnx.Module):
         self.v = param(rngs, "embed kv_heads head_dim", (embed, kv_heads, head_dim), normal(embed**-0.5))
         out_init = normal(out_scale * (heads * head_dim) ** -0.5)
         self.out = param(rngs, "heads head_dim embed", (heads, head_dim, embed), out_init)
-        self.q_norm = RMSNorm(rngs, head_dim, norm_epsilon) if qk_norm else None
-        self.k_norm = RMSNorm(rngs, head_dim, norm_epsilon) if qk_norm else None
+        # Normed queries and keys bound a logit by sqrt(head_dim) x gains: small heads start with the range that 128
+        # wide ones have, or they could not single out one key among hundreds.
+        gain = max(1.0, (128 / head_dim) ** 0.25)
+        self.q_norm = RMSNorm(rngs, head_dim, norm_epsilon, gain) if qk_norm else None
+        self.k_norm = RMSNorm(rngs, head_dim, norm_epsilon, gain) if qk_norm else None
         self.rope = (rope_theta, rope_grid, rope_grid_theta)
         self.dropout = dropout
 
@@ -68,7 +71,10 @@ class Attention(nnx.Module):
         v = einsum("btd,dgk->btgk", x_BTD, use(self.v, dtype), "batch seq kv_heads head_dim")
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotary(q, position_BTA, *self.rope), rotary(k, position_BTA, *self.rope)
+        # A query turns with the place that it is about to fill, a key with the place that it holds: what stood at that
+        # place in another picture is then straight ahead, with no offset to learn (arXiv 2404.09562).
+        q = rotary(q, position_BTA[..., jnp.array([0, 3, 4])], *self.rope)
+        k = rotary(k, position_BTA[..., :3], *self.rope)
         if cache is not None:
             assert slot is not None
             cache = KeyValues(_write(cache.k, k, slot), _write(cache.v, v, slot))

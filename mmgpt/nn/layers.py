@@ -4,14 +4,14 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmgpt.nn.param import act, einsum, normal, ones, param, use
+from mmgpt.nn.param import act, constant, einsum, normal, param, use
 
 
 class RMSNorm(nnx.Module):
     """Root-mean-square normalisation over the last axis with a learned gain, in float32 (arXiv 1910.07467)."""
 
-    def __init__(self, rngs: nnx.Rngs, width: int, epsilon: float):
-        self.scale = param(rngs, "norm", (width,), ones)
+    def __init__(self, rngs: nnx.Rngs, width: int, epsilon: float, gain: float = 1.0):
+        self.scale = param(rngs, "norm", (width,), constant(gain))
         self.epsilon = epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -38,8 +38,8 @@ class GatedMLP(nnx.Module):
 def rotary(x_BTHK: jax.Array, position_BTA: jax.Array, theta: float, grid: int, grid_theta: float) -> jax.Array:
     """Rotary position embedding, halves convention (arXiv 2104.09864; Hugging Face Llama's layout).
 
-    The last `2 * grid` of a half's frequencies turn with the row and column in the picture (axes 1 and 2 of the
-    position; multimodal RoPE, arXiv 2409.12191), the others with the number in the document.
+    `position [B, T, 3]`: the last `2 * grid` of a half's frequencies turn with the row and column in the picture
+    (multimodal RoPE, arXiv 2409.12191), the others with the number in the document.
     """
     half = x_BTHK.shape[-1] // 2
     text = half - 2 * grid

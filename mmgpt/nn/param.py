@@ -25,8 +25,9 @@ def normal(scale: float) -> Init:
     return lambda key, shape: jax.random.normal(key, shape, jnp.float32) * scale
 
 
-def ones(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-    return jnp.ones(shape, jnp.float32)
+def constant(value: float) -> Init:
+    """Initialiser with one value everywhere."""
+    return lambda key, shape: jnp.full(shape, value, jnp.float32)
 
 
 def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -14,9 +14,11 @@ def test_one_size_may_be_left_open() -> None:
     assert dict(Mesh.Config(tensor=2).build(jax.devices()[:2]).shape)["fsdp"] == 1
 
 
-@pytest.mark.parametrize("sizes", [{"fsdp": 3}, {"fsdp": -1, "tensor": -1}, {"fsdp": 8, "tensor": 2}, {"replica": 0}, {"tensor": 3}])
+@pytest.mark.parametrize(
+    "sizes", [{"fsdp": 3}, {"fsdp": -1, "tensor": -1}, {"fsdp": 8, "tensor": 2}, {"replica": 0}, {"tensor": 3}]
+)
 def test_sizes_that_do_not_fill_the_devices_are_told(sizes: dict[str, int]) -> None:
-    with pytest.raises(ShardingError, match="multiply to the 8 devices.*--mesh.tensor"):
+    with pytest.raises(ShardingError, match=r"multiply to the 8 devices.*--mesh.tensor"):
         Mesh.Config(**sizes).build()
 
 
@@ -37,7 +39,9 @@ def test_what_cannot_be_laid_out_is_told() -> None:
             rules.spec("embd mlp", rules.STORE)
         with pytest.raises(ShardingError, match="tensor is used by two dimensions"):
             rules.spec("mlp heads", rules.STORE)
-        with pytest.raises(ShardingError, match=r"gate .*shape \(6, 4\).*'embed' of 6 does not divide over 4 devices \(fsdp\)"):
+        with pytest.raises(
+            ShardingError, match=r"gate .*shape \(6, 4\).*'embed' of 6 does not divide over 4 devices \(fsdp\)"
+        ):
             rules.spec("embed mlp", rules.STORE, (6, 4), "gate")
         with pytest.raises(ShardingError, match="2 axis names for 1 dimensions"):
             rules.spec("embed mlp", rules.STORE, (8,))

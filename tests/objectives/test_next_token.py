@@ -49,7 +49,9 @@ def test_terms_equal_float64() -> None:
     found, coefficients = losses(tokens, given)
     cross_entropy, log_z = by_numpy(tokens, given)
     weight = tokens.weight.astype(np.float64)
-    assert float(mean(found.terms["next_token"])) == pytest.approx((cross_entropy * weight).sum() / weight.sum(), abs=1e-5)
+    assert float(mean(found.terms["next_token"])) == pytest.approx(
+        (cross_entropy * weight).sum() / weight.sum(), abs=1e-5
+    )
     assert float(mean(found.terms["z_loss"])) == pytest.approx((log_z**2 * weight).sum() / weight.sum(), rel=1e-5)
     expected = ((cross_entropy + 1e-2 * log_z**2) * weight).sum() / weight.sum()
     assert float(total(found, coefficients)) == pytest.approx(expected, rel=1e-5)
@@ -105,5 +107,5 @@ def test_large_logits_stay_finite() -> None:
 
 
 def test_a_vocabulary_is_needed() -> None:
-    with pytest.raises(ConfigError, match="objective.vocab is 0"):
+    with pytest.raises(ConfigError, match=r"objective\.vocab is 0"):
         NextToken.Config().build()

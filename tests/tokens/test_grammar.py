@@ -1,4 +1,4 @@
-"""What every grammar promises: a document comes back, lengths are known beforehand, and what it guides to ends and parses."""
+"""What every grammar promises: documents come back, lengths are known, and what it guides to ends and parses."""
 
 import dataclasses
 import functools
@@ -228,7 +228,9 @@ def test_no_medium_is_opened_that_would_not_fit() -> None:
     machine, allowed, _ = jitted(grammar, ((0, 2, 3),))
     start = jnp.asarray(machine.start(np.array([grammar.bos])))[None]
     rng = np.random.default_rng(0)
-    medium = len(grammar.encode(Document(key="", segments=(Image(codes=tiny.grid(rng, (2, 3))),))).ids) - grammar.overhead
+    medium = (
+        len(grammar.encode(Document(key="", segments=(Image(codes=tiny.grid(rng, (2, 3))),))).ids) - grammar.overhead
+    )
     may = {room: bool(allowed(start, jnp.array([room]))[0, grammar.boi]) for room in (1, 2, medium, medium + 1)}
     assert may == {1: False, 2: False, medium: False, medium + 1: True}
     last = np.asarray(allowed(start, jnp.array([1])))[0]
@@ -247,7 +249,7 @@ def test_a_size_that_cannot_be_finished_is_refused_in_a_prompt() -> None:
     grammar = tiny.grammar()
     machine = grammar.automaton(((0, 6, 6),))
     assert machine.start(np.array([grammar.bos, grammar.boi, grammar.digits[6]])).shape == (6,)
-    with pytest.raises(GrammarError, match="position 2.*6\\*6"):
+    with pytest.raises(GrammarError, match=r"position 2.*6\*6"):
         machine.start(np.array([grammar.bos, grammar.boi, grammar.digits[1]]))
 
 

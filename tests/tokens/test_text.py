@@ -11,7 +11,18 @@ from tests import tiny
 
 
 @pytest.mark.parametrize(
-    "words", ["a red circle", "Größe 12*34", "日本語 漢字", "🙂 👩‍👩‍👧 🇫🇷", "tab-free; punctuation!? (x)", "ΑΒΓ", "a", "*", "6*6"]
+    "words",
+    [
+        "a red circle",
+        "Größe 12*34",
+        "日本語 漢字",
+        "🙂 👩‍👩‍👧 🇫🇷",
+        "tab-free; punctuation!? (x)",
+        "ΑΒΓ",
+        "a",
+        "*",
+        "6*6",
+    ],
 )
 def test_ordinary_text_comes_back_whole(words: str) -> None:
     assert tiny.text().decode(tiny.text().encode(words)) == words

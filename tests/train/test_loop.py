@@ -10,13 +10,17 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
 from mmgpt.core import config
 from mmgpt.core.config import ConfigError
 from mmgpt.core.log import read_metrics
+from mmgpt.dist.mesh import Mesh
+from mmgpt.train import state as states
 from mmgpt.train.run import Run, claim
+from mmgpt.train.state import Structure
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
@@ -66,23 +70,20 @@ def lines(folder: Path, kind: str) -> dict[int, dict]:
     return {line["step"]: line for line in found}
 
 
-def files(folder: Path, step: int) -> dict[str, str]:
-    """What the manifest of a checkpoint says of the arrays in it."""
-    body = json.loads((folder / "checkpoints" / str(step) / "manifest.json").read_text())
-    return body["tree"]
-
-
-def arrays(folder: Path, step: int) -> dict[str, np.ndarray]:
-    import jax
-    from orbax.checkpoint import v1 as ocp
-
-    tree = ocp.load(str((folder / "checkpoints" / str(step)).absolute()))
-    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(tree)}
+def arrays(folder: Path, run: Run) -> dict[str, np.ndarray]:
+    """Everything that the run's last checkpoint holds."""
+    with jax.set_mesh(Mesh.Config().build(jax.devices()[:1])):
+        structure = Structure(run.model.fit(tiny.grammar().vocabulary).build, seed=0)
+        whole = states.abstract(structure, run.optimizer.build(run.steps), run.ema is not None)
+        with run.checkpoint.build(folder / "checkpoints", read_only=True) as checkpoints:
+            restored = checkpoints.restore(whole, run.steps)
+    assert restored is not None
+    return {jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in jax.tree.leaves_with_path(restored.state)}
 
 
 def same_end(a: Path, b: Path, run: Run) -> bool:
     """Whether two runs end in the same arrays, bit for bit, and told the same losses for each step."""
-    first, second = arrays(a, run.steps), arrays(b, run.steps)
+    first, second = arrays(a, run), arrays(b, run)
     assert first.keys() == second.keys() and len(first) > 30
     told = [{step: line["loss"] for step, line in lines(folder, "train").items()} for folder in (a, b)]
     assert set(told[0]) == set(range(1, run.steps + 1))

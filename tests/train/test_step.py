@@ -18,7 +18,7 @@ from tests import tiny
 
 
 class Fragile:
-    """Next token; adds a count to the variables, and NaN to the loss where a batch asks for it by its first row's number."""
+    """Next token, with NaN in the loss where a batch asks for it by its first row's number."""
 
     def __init__(self) -> None:
         self.inner = NextToken.Config().fit(tiny.grammar().vocabulary).build()
@@ -83,7 +83,9 @@ def test_the_average_follows_the_parameters(made) -> None:
     before = jax.device_get(state["ema"])
     state, _ = made[2](state, rows(0))
     expected = jax.tree.map(lambda old, now: 0.9 * old + 0.1 * np.asarray(now), before, state["params"])
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), jax.device_get(state["ema"]), expected)
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), jax.device_get(state["ema"]), expected
+    )
 
 
 def test_values_that_are_told(made) -> None:

@@ -104,7 +104,7 @@ def test_forward(case: Case, implementation) -> None:
 @every
 @every_case
 def test_gradients(case: Case, implementation) -> None:
-    """Along random directions, central differences of the float64 loops; lse is differentiated too where it is finite."""
+    """Along random directions, central differences of the float64 loops; lse counts too where it is finite."""
     q, k, v, sinks = inputs(case)
     rng = np.random.default_rng(2)
     weight, lse_weight = weights(case)
@@ -165,7 +165,8 @@ def test_twice_is_the_same_bit_for_bit(implementation) -> None:
     @jax.jit
     def both(*arrays):
         return jax.value_and_grad(
-            lambda *a: jnp.sum(api.attention(*a, case.visibility, implementation=implementation)[0] ** 2), argnums=(0, 1, 2)
+            lambda *a: jnp.sum(api.attention(*a, case.visibility, implementation=implementation)[0] ** 2),
+            argnums=(0, 1, 2),
         )(*arrays)
 
     first, second = both(*arrays), both(*arrays)

@@ -1,0 +1,166 @@
+"""The commands that make data: raw files to datasets, and datasets to tokens."""
+
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from mmgpt.core.log import console, show, table, write_json
+
+
+def data_shapes(
+    out: Path,
+    pairs: int = 7000,
+    stories: int = 1400,
+    clips: int = 1800,
+    questions: int = 3000,
+    edits: int = 2500,
+    eval_each: int = 100,
+    seed: int = 0,
+) -> None:
+    """Writes the shapes corpus as real files: images in tars, jsonl documents, MP4 clips, evaluation prompts.
+
+    Args:
+        out: folder to write to; one that is complete with the same settings stays.
+        pairs: images with captions.
+        stories: interleaved documents of three images.
+        clips: clips with captions.
+        questions: images with six questions and answers.
+        edits: images before and after an instruction.
+        eval_each: prompts for each evaluation task.
+        seed: of everything random.
+    """
+    from mmgpt.evaluate.shapes.corpus import write_corpus
+
+    counts = write_corpus(
+        out,
+        pairs=pairs,
+        stories=stories,
+        clips=clips,
+        questions=questions,
+        edits=edits,
+        eval_each=eval_each,
+        seed=seed,
+    )
+    show(table(f"{out}", {name: {"documents": n} for name, n in counts.items()}))
+
+
+def data_import(
+    format: tyro.conf.Positional[str],
+    path: tyro.conf.Positional[Path],
+    out: Path,
+    name: str = "",
+    overwrite: bool = False,
+) -> None:
+    """Imports raw data into a record dataset; what is refused goes to its rejects.jsonl.
+
+    Args:
+        format: folder, jsonl, mp4 or webdataset (`mmgpt/data/sources/` holds one file each).
+        path: the raw data.
+        out: folder of the dataset.
+        name: name of the dataset; by default that of the folder.
+        overwrite: replace a complete dataset.
+    """
+    from mmgpt.data.importing import import_dataset
+
+    done = import_dataset(format, path, out, name, overwrite=overwrite)
+    console.print(f"{out}: {done.documents} documents, {sum(done.rejected.values())} rejected", highlight=False)
+
+
+def data_inspect(
+    path: tyro.conf.Positional[Path],
+    documents: int = 20,
+    html: Path | None = None,
+    text: Path | None = None,
+    vision: Path | None = None,
+    json: Path | None = None,
+) -> None:
+    """Shows what a dataset holds.
+
+    Args:
+        path: a dataset folder, raw or tokenised.
+        documents: how many documents the page shows.
+        html: write a page of documents with their pictures.
+        text: text tokenizer that turns a tokenised dataset's ids back into text on the page.
+        vision: image tokenizer's run folder that draws its codes.
+        json: write the statistics.
+    """
+    from mmgpt.data.inspect import documents_html, statistics
+    from mmgpt.data.record import Dataset
+    from mmgpt.tokens.text import TextTokenizer
+
+    dataset = Dataset(path)
+    found = statistics(dataset)
+    show(table(str(path), {key: {"value": value} for key, value in _flat(found).items()}))
+    if html is not None:
+        decode_text = TextTokenizer.load(text).decode if text is not None else None
+        decode_codes = None
+        if vision is not None:
+            from mmgpt.tokenize.vision import VisionTokenizer
+
+            decode_codes = VisionTokenizer.load(vision).decode
+        page = documents_html(dataset, documents, text=decode_text, pixels=decode_codes)
+        html.write_text(page)
+        console.print(f"wrote {html}", highlight=False)
+    if json is not None:
+        write_json(json, found)
+
+
+def tokenize_text(
+    datasets: tyro.conf.Positional[tuple[Path, ...]], out: Path, size: int = 512, most: int = 200_000
+) -> None:
+    """Trains a SentencePiece tokenizer on the text of raw datasets.
+
+    Args:
+        datasets: dataset folders.
+        out: the model file to write.
+        size: pieces at most.
+        most: texts to train on at most, taken evenly.
+    """
+    from mmgpt.tokenize.text import train_text
+
+    trained = train_text(list(datasets), out, size, most)
+    console.print(f"{out}: {trained.size} pieces", highlight=False)
+
+
+def tokenize_data(
+    datasets: tyro.conf.Positional[tuple[Path, ...]],
+    text: Path,
+    vision: Path,
+    out: Path,
+    area: int = 512 * 512,
+    fps: float | None = None,
+    batch: int = 64,
+) -> None:
+    """Turns raw datasets into ids and code grids, one folder each below `out`; run again, it goes on.
+
+    Args:
+        datasets: dataset folders.
+        text: text tokenizer file.
+        vision: run folder of the image tokenizer.
+        out: folder that receives one dataset for each.
+        area: pixels of an image at most.
+        fps: frames a second to sample clips at; by default all frames.
+        batch: images encoded at once.
+    """
+    from mmgpt.data.record import Dataset
+    from mmgpt.tokenize.job import tokenize_dataset
+    from mmgpt.tokenize.vision import VisionTokenizer
+    from mmgpt.tokens.text import TextTokenizer
+
+    names = {path: Dataset(path).name for path in datasets}
+    texts, images = TextTokenizer.load(text), VisionTokenizer.load(vision)
+    for path, name in names.items():
+        done = tokenize_dataset(path, out / name, text=texts, image=images, area=area, fps=fps, batch=batch)
+        console.print(f"{out / name}: {done}", highlight=False)
+
+
+def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested tables as dotted keys."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[f"{prefix}{key}"] = value
+    return flat
