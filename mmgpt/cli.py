@@ -12,7 +12,7 @@ import tyro
 from rich.table import Table
 
 from mmgpt import presets
-from mmgpt.commands import data_import, data_inspect, data_shapes, tokenize_data, tokenize_text
+from mmgpt.commands import data_digits, data_import, data_inspect, data_shapes, tokenize_data, tokenize_text
 from mmgpt.core import config
 from mmgpt.core.config import Config, ConfigError, as_flags
 from mmgpt.core.errors import UserError
@@ -212,6 +212,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "eval": (_eval, "score a run on prompts"),
     "report": (_report, "a page that shows what a run learned"),
     "data shapes": (_parsed(data_shapes, "data shapes"), "write the shapes corpus as raw files"),
+    "data digits": (_parsed(data_digits, "data digits"), "write scikit-learn's handwritten digits as raw files"),
     "data import": (_parsed(data_import, "data import"), "raw files to a record dataset"),
     "data inspect": (_parsed(data_inspect, "data inspect"), "what a dataset holds"),
     "tokenize text": (_parsed(tokenize_text, "tokenize text"), "train a text tokenizer"),

@@ -45,6 +45,20 @@ def data_shapes(
     show(table(f"{out}", {name: {"documents": n} for name, n in counts.items()}))
 
 
+def data_digits(out: Path, copies: int = 12, seed: int = 0) -> None:
+    """Writes scikit-learn's handwritten digits as real files: scans with captions, and prompts on unseen scans.
+
+    Args:
+        out: folder to write to; one that is complete stays.
+        copies: of each training scan, all but the first varied a little.
+        seed: of the variations.
+    """
+    from mmgpt.evaluate.digits import write_digits
+
+    counts = write_digits(out, copies, seed)
+    show(table(str(out), {name: {"value": value} for name, value in counts.items()}))
+
+
 def data_import(
     format: tyro.conf.Positional[str],
     path: tyro.conf.Positional[Path],

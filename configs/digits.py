@@ -1,0 +1,87 @@
+"""Real data in a few minutes: the handwritten digits that scikit-learn ships.
+
+    mmgpt run digits     2 cores, a few minutes: `runs/digits/report.html`
+
+The decoder draws digits from captions and captions unseen scans; `scores.json` has its accuracy, `raw/svm.json` that
+of scikit-learn's support vector machine on the same scans (96.9 %).
+"""
+
+from mmgpt.data.images import ImageRows, Pictures
+from mmgpt.data.loader import PackedRows
+from mmgpt.data.mixture import Source
+from mmgpt.models.decoder import Decoder
+from mmgpt.models.patch_vq import PatchVQ
+from mmgpt.objectives.autoencode import Autoencode
+from mmgpt.objectives.next_token import NextToken
+from mmgpt.recipe import Recipe, Step
+from mmgpt.train.optimizer import Muon, Optimizer
+from mmgpt.train.run import Run, Tokens
+
+
+def digits_vision() -> Run:
+    """Image tokenizer of the scans: 4 x 4 patches of their 16 x 16 pixels."""
+    return Run(
+        model=PatchVQ.Config(patch=4, structure=256, colour=32, palette=2, width=128, dim=8),
+        objective=Autoencode.Config(),
+        data=ImageRows.Config(
+            sources=(Pictures.Config(path="runs/digits/data/train"),), height=16, width=16, batch_rows=64
+        ),
+        optimizer=Optimizer.Config(learning_rate=3e-3, warmup=50, weight_decay=0.0),
+        steps=1000,
+        evaluate_every=1000,
+        save_every=1000,
+        log_every=50,
+        held_out_batches=2,
+        samples=8,
+    )
+
+
+def digits_model() -> Run:
+    """Decoder of captions and scans."""
+    source = Source.Config(path="runs/digits/tokens/train", swap=0.7, drop_text=0.05, swapped_media_loss=0.5)
+    return Run(
+        model=Decoder.Config(
+            layers=4,
+            embed=128,
+            mlp=384,
+            heads=4,
+            kv_heads=2,
+            head_dim=32,
+            rope_grid=5,
+            dropout=0.1,
+            scan=False,
+        ),
+        objective=NextToken.Config(),
+        tokens=Tokens(text="runs/digits/text.model", vision="runs/digits/vision"),
+        data=PackedRows.Config(sources=(source,), row_length=256, batch_rows=8),
+        optimizer=Muon(learning_rate=3e-3, warmup=100, final=0.02),
+        steps=1200,
+        evaluate_every=400,
+        save_every=400,
+        log_every=20,
+        held_out_batches=2,
+    )
+
+
+def digits() -> Recipe:
+    """The scans as files -> tokenizers -> decoder -> captions of unseen scans beside scikit-learn's own SVM."""
+    folder = "{dir}"
+    media = ("--text", f"{folder}/text.model", "--vision", f"{folder}/vision", "--area", "256")
+    commands: list[tuple[tuple[str, ...], str]] = [
+        (("data", "digits", "--out", f"{folder}/raw"), ""),
+        (
+            ("data", "import", "folder", f"{folder}/raw/train", "--out", f"{folder}/data/train"),
+            "data/train/manifest.json",
+        ),
+        (
+            ("data", "import", "jsonl", f"{folder}/raw/eval", "--out", f"{folder}/data/label"),
+            "data/label/manifest.json",
+        ),
+        (("tokenize", "text", f"{folder}/data/train", "--size", "320", "--out", f"{folder}/text.model"), "text.model"),
+        (("train", "digits_vision", "--run-dir", f"{folder}/vision"), ""),
+        (("tokenize", "data", f"{folder}/data/train", f"{folder}/data/label", *media, "--out", f"{folder}/tokens"), ""),
+        (("train", "digits_model", "--run-dir", f"{folder}/model"), ""),
+        (("eval", f"{folder}/model", "--prompts", f"{folder}/tokens/label", "--json", f"{folder}/scores.json"), ""),
+        (("report", folder), ""),
+    ]
+    return Recipe(directory="runs/digits", steps=tuple(Step(command=c, makes=m) for c, m in commands))
