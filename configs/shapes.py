@@ -84,7 +84,7 @@ def quickstart_vision() -> Run:
 def quickstart_model() -> Run:
     """The quickstart's decoder, at most 8 minutes on 2 cores."""
     model = Decoder.Config(layers=6, embed=160, mlp=432, heads=4, kv_heads=2, head_dim=40, rope_grid=6, scan=False)
-    return _decoder("runs/quickstart", 1600, model, row_length=368, batch_rows=4, learning_rate=3e-3)
+    return _decoder("runs/quickstart", 1600, model, row_length=368, batch_rows=4, learning_rate=1e-2)
 
 
 def shapes_vision() -> Run:

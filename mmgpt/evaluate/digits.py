@@ -8,6 +8,7 @@ turned a little, which is all the augmentation there is.
 import json
 import shutil
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from scipy import ndimage
@@ -40,7 +41,8 @@ def write_digits(out: Path, copies: int, seed: int) -> dict[str, float]:
     shutil.rmtree(out, ignore_errors=True)
     images, labels = datasets.load_digits(return_X_y=True)
     half = len(images) // 2
-    machine = svm.SVC(gamma=0.001).fit(images[:half], labels[:half])
+    classifier: Any = svm.SVC
+    machine = classifier(gamma=0.001).fit(images[:half], labels[:half])
     accuracy = float(np.mean(machine.predict(images[half:]) == labels[half:]))
     rng = np.random.default_rng(seed)
     (out / "train").mkdir(parents=True)
@@ -72,7 +74,8 @@ def _varied(scan: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     centre = np.array([3.5, 3.5])
     offset = centre - matrix @ (centre + rng.uniform(-0.8, 0.8, 2))
     grid = scan.reshape(8, 8)
-    return np.clip(ndimage.affine_transform(grid, matrix, offset, order=1), 0, 16)
+    transform: Any = ndimage.affine_transform
+    return np.clip(transform(grid, matrix, offset, order=1), 0, 16)
 
 
 def _png(scan: np.ndarray) -> bytes:

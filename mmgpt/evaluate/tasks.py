@@ -37,6 +37,7 @@ class Judgement:
 class Task:
     """One kind of prompt. `figure` is the metric that sums it up; `metrics` says each metric in words.
 
+    `stop` ends what is made after a text piece: an answer that another question may follow has no other end.
     `long`: the model may go on for as long as a training row, through several media. `guided`: guidance has a meaning
     here, since the model was trained on such documents without their text. `add_frames` of a clip are to be predicted.
     """
@@ -47,6 +48,7 @@ class Task:
     figure: str
     metrics: dict[str, str]
     judge: Callable[[dict[str, str], Continuation], Judgement]
+    stop: str = ""
     long: bool = False
     guided: bool = False
     add_frames: int = 0
@@ -102,7 +104,8 @@ def sampling_of(task: Task, model: Model, base: Sampling) -> Sampling:
     _, data = token_run(model.generator.opened.built.run)
     medium = model.longest_medium + 8  # a few words may come before it
     room = data.row_length if task.long else max(TEXT_ROOM, medium * max(1, task.add_frames))
-    return base.replace(room=room, guidance=base.guidance if task.guided else 1.0)
+    stop = model.text.symbol(task.stop) if task.stop else -1
+    return base.replace(room=room, guidance=base.guidance if task.guided else 1.0, stop=stop)
 
 
 def scores(task: Task, kinds: Sequence[str], judgements: Sequence[Judgement]) -> dict[str, float]:

@@ -75,12 +75,13 @@ def generate(
     pictures = [] if image is None else [decode_image(_read(image))]
     model = Model.open(run, batch=count, clips=True)
     document = document_of(model, clip=clip, pictures=pictures, text=prompt)
-    samplers = {
-        "text": Sampler(temperature=text_temperature),
-        "image": Sampler(temperature=temperature, top_k=top_k, top_p=top_p),
-    }
-    free = _room(model, document, room)
-    sampling = Sampling(room=free, guidance=guidance, seed=seed, **samplers)
+    sampling = Sampling(
+        room=_room(model, document, room),
+        guidance=guidance,
+        text=Sampler(temperature=text_temperature),
+        image=Sampler(temperature=temperature, top_k=top_k, top_p=top_p),
+        seed=seed,
+    )
     made = model.go_on([document] * count, sampling, add_frames)
     write(out, made, prompt or "mmgpt generate")
     console.print(f"wrote {out / 'index.html'}")

@@ -20,13 +20,17 @@ from mmgpt.train.run import Opened
 
 
 class Sampling(config.Config):
-    """How to sample: `room` new tokens at most, guidance inside media only (1 turns it off)."""
+    """How to sample: `room` new tokens at most, guidance inside media only (1 turns it off).
+
+    A row also ends after the text id `stop` (-1: only at EOS).
+    """
 
     room: int = 256
     guidance: float = 1.0
     text: Sampler = Sampler(temperature=0.0)
     image: Sampler = Sampler(temperature=1.0)
     seed: int = 0
+    stop: int = -1
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,8 +125,10 @@ def _compiled(structure: Any, automaton: Automaton, sampling: Sampling) -> Any:
         out = jnp.full((B, sampling.room), -1, jnp.int32)
 
         def step(carry: tuple) -> tuple:
-            made, logits, state, caches, out = carry
+            made, logits, state, caches, out, stopped = carry
             chosen = _choose(automaton, sampling, logits, state, made, keys)
+            chosen = jnp.where(stopped, automaton.pad, chosen)
+            stopped = stopped | (chosen == sampling.stop)
             out = jax.lax.dynamic_update_slice_in_dim(out, chosen[:, None], made, axis=1)
             fed, place = jnp.tile(chosen, branches), automaton.place(state)
             state = automaton.advance(state, chosen)
@@ -131,13 +137,13 @@ def _compiled(structure: Any, automaton: Automaton, sampling: Sampling) -> Any:
             position = jnp.concatenate([(slot - padding_R)[:, None], places], axis=1)[:, None, :]
             visibility = _visibility(padding_R, slot, 1, slots)
             hidden, caches = model.extend(blocks, fed[:, None], position, visibility, caches, slot)
-            return made + 1, _whole(model.logits(hidden)[:, 0]), state, caches, out
+            return made + 1, _whole(model.logits(hidden)[:, 0]), state, caches, out, stopped
 
         def going(carry: tuple) -> jax.Array:
-            made, _, state, _, _ = carry
-            return (made < sampling.room) & ~jnp.all(automaton.ended(state))
+            made, _, state, _, _, stopped = carry
+            return (made < sampling.room) & ~jnp.all(automaton.ended(state) | stopped)
 
-        first = (jnp.int32(0), _whole(model.logits(hidden[:, -1:])[:, 0]), state_BK, caches, out)
+        first = (jnp.int32(0), _whole(model.logits(hidden[:, -1:])[:, 0]), state_BK, caches, out, jnp.zeros((B,), bool))
         out = jax.lax.while_loop(going, step, first)[4]
         return jnp.where(out < 0, automaton.pad, out)
 

@@ -61,7 +61,7 @@ class Optimizer:
 
 
 class Muon(Optimizer.Config):
-    """Momentum made orthogonal for the layers' matrices (arXiv 2502.16982), AdamW for all else.
+    """Momentum made orthogonal for the layers' matrices (arXiv 2502.16982), AdamW with Nesterov momentum for all else.
 
     `consistent` scales a matrix's step to this root mean square, so that learning rates fit both. Newton-Schulz takes
     `iterations` products of each matrix with itself.
@@ -107,7 +107,8 @@ def _anywhere(update: Any) -> Any:
 
     def wrapped(grads: Any, tree: Any, params: Any) -> Any:
         out = jax.tree.map(lambda leaf: jax.typeof(leaf).sharding.spec, (params, tree))
-        return jax.sharding.auto_axes(update, out_sharding=out)(grads, tree, params)
+        automatic: Any = jax.sharding.auto_axes(update, out_sharding=out)
+        return automatic(grads, tree, params)
 
     return wrapped
 

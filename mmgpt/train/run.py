@@ -158,7 +158,8 @@ class Opened:
 
 def open_run(run_dir: Path, step: int | None = None) -> Opened:
     """Loads a run folder's newest (or given) checkpoint; ConfigError or CheckpointError say what is missing."""
-    run = load_run(run_dir)
+    # Inference takes the devices that are there, whatever the run was trained on.
+    run = load_run(run_dir).replace(mesh=Mesh.Config())
     built = build(run)
     with jax.set_mesh(built.mesh):
         whole = states.abstract(built.structure, built.optimizer, run.ema is not None)

@@ -80,7 +80,11 @@ def random_change(rng: random.Random, scene: Scene, kind: str) -> tuple[Change, 
 
 
 def instruction(rng: random.Random, change: Change) -> str:
-    """The change as a request: "make the red circle blue"."""
+    """The change as a request: "make the red circle blue."."""
+    return f"{_request(rng, change)}."
+
+
+def _request(rng: random.Random, change: Change) -> str:
     old, new = change.old, change.new
     if old is None:
         assert new is not None
@@ -99,7 +103,11 @@ def instruction(rng: random.Random, change: Change) -> str:
 
 
 def sentence(rng: random.Random, change: Change) -> str:
-    """The change as a step of a story: "then the red circle turns blue" (kinds of STORY_CHANGES)."""
+    """The change as a step of a story: "then the red circle turns blue." (kinds of STORY_CHANGES)."""
+    return f"{_event(rng, change)}."
+
+
+def _event(rng: random.Random, change: Change) -> str:
     old, new, lead = change.old, change.new, rng.choice(_NEXT)
     if old is None:
         assert new is not None
@@ -116,6 +124,7 @@ def sentence(rng: random.Random, change: Change) -> str:
 
 def read_change(content: Content, text: str) -> Content | None:
     """The content after an instruction or a story's sentence, or None where the text is no change of this content."""
+    text = text.removesuffix(".")
     text = text[len(max((lead for lead in _NEXT if text.startswith(lead)), key=len)) :]
     for kind, patterns in _PATTERNS.items():
         for pattern in patterns:

@@ -37,7 +37,7 @@ QUESTIONS_PER_IMAGE = 6
 _KEYS = {"stories": "story", "questions": "question", "edits": "edit"}
 _UNIT = 1000
 _PNG_EVERY = 16
-_VERSION = 1
+_VERSION = 2
 
 
 class CorpusError(UserError, RuntimeError):
@@ -197,7 +197,7 @@ def _questions(rng: random.Random, folder: Path, key: str, n: int) -> tuple[list
     segments: list[dict] = [{"image": _picture(folder, key, scene, n), "role": "user", "loss": 0.0}]
     for kind in rng.sample(KINDS, QUESTIONS_PER_IMAGE):
         text, answer = question(rng, scene, kind)
-        segments += [{"text": text, "role": "user", "loss": 0.0}, {"text": answer, "role": "assistant"}]
+        segments += [{"text": text, "role": "user", "loss": 0.0}, {"text": f"{answer}.", "role": "assistant"}]
     return segments, {}
 
 

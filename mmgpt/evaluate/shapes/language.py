@@ -67,7 +67,7 @@ def caption(rng: random.Random, scene: Scene) -> str:
         where, what = at_place(rng, o.place), thing(rng, o)
         phrases.append(f"{where} {what}" if place_first else f"{what} {where}")
     lead = "" if place_first else rng.choice(_LEADS)
-    return lead + _joined(rng, phrases)
+    return f"{lead}{_joined(rng, phrases)}."
 
 
 def read_caption(text: str) -> Content | None:
@@ -87,7 +87,7 @@ def clip_caption(rng: random.Random, clip: Clip) -> str:
     for o, direction in rng.sample(pairs, len(pairs)):
         motion = rng.choice(_STILL) if direction == "still" else f"{rng.choice(_VERBS)} {direction}"
         phrases.append(f"{thing(rng, o)} {at_place(rng, o.place)} {motion}")
-    return rng.choice(_CLIP_LEADS) + _joined(rng, phrases)
+    return f"{rng.choice(_CLIP_LEADS)}{_joined(rng, phrases)}."
 
 
 def read_clip_caption(text: str) -> Motion | None:
@@ -142,5 +142,6 @@ def _joined(rng: random.Random, phrases: list[str]) -> str:
 
 
 def _phrases(text: str, leads: tuple[str, ...]) -> list[str]:
+    text = text.removesuffix(".")
     lead = max((lead for lead in leads if text.startswith(lead)), key=len)
     return _JOIN.split(text[len(lead) :])

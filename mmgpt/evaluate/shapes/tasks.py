@@ -140,6 +140,7 @@ TASKS: dict[str, Task] = {
             figure="right",
             metrics={"right": "answers right"},
             judge=judge_text,
+            stop=".",
         ),
         Task(
             name="next_frame",
