@@ -169,3 +169,16 @@ def test_what_is_not_allowed_stays_out() -> None:
 def test_guidance_of_one_is_the_conditional() -> None:
     np.testing.assert_allclose(guided(logits(0), logits(1), 1.0), jax.nn.log_softmax(logits(0)), atol=1e-6)
     np.testing.assert_allclose(guided(logits(0), logits(1), 0.0), jax.nn.log_softmax(logits(1)), atol=1e-6)
+
+
+def test_a_row_ends_after_its_stop_id_and_the_others_go_on(generator):
+    whole = generator.generate(prompts(), GREEDY)
+    start = len(prompts()[2].ids)
+    stop = int(whole[2][start + 1])
+    assert stop < tiny.text().size  # the model is fond of text here: an id that it says second
+    cut = generator.generate(prompts(), GREEDY.replace(stop=stop))
+    for prompt, row, shorter in zip(prompts(), whole, cut, strict=True):
+        new = row[len(prompt.ids) :]
+        ends = np.flatnonzero(new == stop)
+        kept = new[: ends[0] + 1] if len(ends) else new
+        np.testing.assert_array_equal(shorter, np.concatenate([prompt.ids, kept]))
