@@ -48,6 +48,7 @@ def digits_model() -> Run:
             kv_heads=2,
             head_dim=32,
             rope_grid=5,
+            places=8,
             dropout=0.1,
             scan=False,
         ),

@@ -83,7 +83,9 @@ def quickstart_vision() -> Run:
 
 def quickstart_model() -> Run:
     """The quickstart's decoder, at most 8 minutes on 2 cores."""
-    model = Decoder.Config(layers=6, embed=160, mlp=432, heads=4, kv_heads=2, head_dim=40, rope_grid=6, scan=False)
+    model = Decoder.Config(
+        layers=6, embed=160, mlp=432, heads=4, kv_heads=2, head_dim=40, rope_grid=6, places=8, scan=False
+    )
     return _decoder("runs/quickstart", 1600, model, row_length=368, batch_rows=4, learning_rate=1e-2)
 
 
@@ -94,7 +96,9 @@ def shapes_vision() -> Run:
 
 def shapes_model() -> Run:
     """The larger run's decoder: about an hour on 2 cores."""
-    model = Decoder.Config(layers=6, embed=256, mlp=704, heads=4, kv_heads=2, head_dim=64, rope_grid=10, scan=False)
+    model = Decoder.Config(
+        layers=6, embed=256, mlp=704, heads=4, kv_heads=2, head_dim=64, rope_grid=10, places=8, scan=False
+    )
     return _decoder("runs/shapes", 4000, model, row_length=480, batch_rows=6, learning_rate=2e-3)
 
 

@@ -65,7 +65,8 @@ class Decoder(nnx.Module):
         """Sizes of the decoder. `vocab` is the padded row count; 0 is filled in from the grammar at start-up.
 
         `rope_grid` of a head's `head_dim / 2` rotary frequencies follow the row in a picture and as many the column;
-        0 is Emu3, whose positions are the numbers in the document alone.
+        0 is Emu3, whose positions are the numbers in the document alone. `places` rows and columns have an embedding
+        that is added where the next id stands in a picture: a small model that must find "top left" learns it sooner.
         """
 
         vocab: int = 0
@@ -78,6 +79,7 @@ class Decoder(nnx.Module):
         rope_theta: float = 1e4
         rope_grid: int = 0
         rope_grid_theta: float = 100.0
+        places: int = 0
         qk_norm: bool = True
         norm_epsilon: float = 1e-5
         tied: bool = False
@@ -116,6 +118,7 @@ class Decoder(nnx.Module):
     def __init__(self, rngs: nnx.Rngs, c: "Decoder.Config"):
         self.config = c
         self.embedding = param(rngs, "vocab embed", (c.vocab, c.embed), normal(1.0 if not c.tied else c.embed**-0.5))
+        self.places = param(rngs, "norm norm embed", (2, c.places, c.embed), normal(0.5)) if c.places else None
         self.stack = Stack(rngs, lambda rngs: Block(rngs, c), c.layers, scan=c.scan, remat=c.remat)
         self.norm = RMSNorm(rngs, c.embed, c.norm_epsilon)
         self.head = None if c.tied else param(rngs, "embed vocab", (c.embed, c.vocab), normal(c.embed**-0.5))
@@ -124,7 +127,7 @@ class Decoder(nnx.Module):
         """Logits `[B, T, V] float32` of the stream "tokens"; `key` turns dropout on."""
         c, stream, visibility = self.config, batch.streams["tokens"], batch.visibility["tokens"]
         keys = None
-        x = take(use(self.embedding, jnp.dtype(c.dtype)), stream.ids, "batch seq embed")
+        x = self._embed(stream.ids, stream.position)
         if key is not None and (c.dropout > 0.0 or c.attention_dropout > 0.0):
             embed_key, layers_key = jax.random.split(key)
             x = dropout(x, c.dropout, embed_key)  # Emu3 drops its input embeddings too
@@ -148,12 +151,23 @@ class Decoder(nnx.Module):
 
         `blocks` is `self.stack.unstacked()`, made once outside the decoding loop.
         """
-        x = take(use(self.embedding, jnp.dtype(self.config.dtype)), ids_BT, "batch seq embed")
+        x = self._embed(ids_BT, position_BTA)
         out = []
         for block, cache in zip(blocks, caches, strict=True):
             x, filled = block(x, position_BTA, visibility, cache=cache, slot=slot)
             out.append(filled)
         return x, out
+
+    def _embed(self, ids_BT: jax.Array, position_BTA: jax.Array) -> jax.Array:
+        dtype = jnp.dtype(self.config.dtype)
+        x = take(use(self.embedding, dtype), ids_BT, "batch seq embed")
+        if self.places is None:
+            return x
+        tables = use(self.places, dtype)
+        for axis in (0, 1):
+            place_BT = jnp.minimum(position_BTA[..., 3 + axis], self.config.places - 1)
+            x = x + take(tables[axis], place_BT, "batch seq embed")
+        return x
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """The vocabulary projection, in float32."""

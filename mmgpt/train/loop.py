@@ -14,6 +14,7 @@ from mmgpt.core.stream import Batch
 from mmgpt.data.loader import Rows
 from mmgpt.dist import hosts
 from mmgpt.train import state as states
+from mmgpt.train.checkpoint import Checkpoints
 from mmgpt.train.run import Built, Opened, Run, build, build_rows, claim
 from mmgpt.train.speed import Meter, matmul_peak
 from mmgpt.train.step import make_evaluation, make_step, place
@@ -39,19 +40,7 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None) -> Outcome:
         rows = build_rows(built, run_dir)
         metrics = Metrics(run_dir)
         try:
-            restored = checkpoints.restore(states.abstract(built.structure, built.optimizer, run.ema is not None))
-            if restored is not None:
-                state, first = restored.state, restored.step
-                if restored.position != first * rows.batch_rows:
-                    raise ConfigError(
-                        f"{run_dir}: row {restored.position} does not belong to step {first}; the batch size changed."
-                    )
-                console.print(f"going on from step {first} of {run.steps}", highlight=False)
-            else:
-                state, first = (
-                    jax.jit(lambda: states.initial(built.structure, built.optimizer, run.ema is not None))(),
-                    0,
-                )
+            state, first = _start(built, checkpoints, rows, run_dir)
             if going_on:
                 metrics.truncate(first)
             write_json(run_dir / "data.json", rows.summary())
@@ -61,8 +50,29 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None) -> Outcome:
             rows.close()
 
 
+def _start(built: Built, checkpoints: Checkpoints, rows: Rows, run_dir: Path) -> tuple[states.State, int]:
+    """The state to go on from and the steps done: the newest complete checkpoint's, or a fresh one."""
+    ema = built.run.ema is not None
+    restored = checkpoints.restore(states.abstract(built.structure, built.optimizer, ema))
+    if restored is None:
+        return jax.jit(lambda: states.initial(built.structure, built.optimizer, ema))(), 0
+    if restored.position != restored.step * rows.batch_rows:
+        raise ConfigError(
+            f"{run_dir}: the checkpoint of step {restored.step} was saved at row {restored.position}, but this data "
+            f"has {rows.batch_rows} rows a step. Give the batch size that the run had."
+        )
+    console.print(f"going on from step {restored.step} of {built.run.steps}", highlight=False)
+    return restored.state, restored.step
+
+
 def _steps(
-    built: Built, rows: Rows, state: states.State, first: int, checkpoints: Any, metrics: Metrics, hook: Hook | None
+    built: Built,
+    rows: Rows,
+    state: states.State,
+    first: int,
+    checkpoints: Checkpoints,
+    metrics: Metrics,
+    hook: Hook | None,
 ) -> Outcome:
     run = built.run
     step_fn = make_step(built.structure, built.objective, built.optimizer, seed=run.seed, ema=run.ema)
@@ -72,48 +82,38 @@ def _steps(
     batches = rows.batches(first * rows.batch_rows, shard)
     peak = matmul_peak()
     meter = Meter()
-    done, saved, preempted = first, first, False
+    done, preempted = first, False
     begin = time.perf_counter()
-    try:
-        while done < run.steps:
-            asked = time.perf_counter()
-            batch = place(next(batches))
-            meter.waited(time.perf_counter() - asked)
-            state, values = step_fn(state, batch)
-            done += 1
-            meter.step()
-            if done == first + 1:  # the first step compiled: what follows is timed, this is only told
-                jax.block_until_ready(values)
-                metrics.write(done, {"compile_seconds": time.perf_counter() - begin}, "start")
-                meter.read()
-                meter.resume()
-            if done % run.log_every == 0 or done == run.steps:
-                figures = {k: float(v) for k, v in values.items()}  # waits for the steps that are timed
-                metrics.write(done, _speed(built, batch, meter, peak) | figures)
-                _tell(done, run.steps, values)
-            preempted = hosts.preempted(done)
-            last = done == run.steps or preempted
-            if done % run.evaluate_every == 0 or done == run.steps:
-                jax.block_until_ready(state)
-                meter.pause()
-                opened = Opened(
-                    built, done, state["ema"] if run.ema is not None else state["params"], state["variables"]
-                )
-                metrics.write(done, evaluate(evaluation, opened, held_out), "held_out")
-                if hook is not None and hosts.is_lead():
-                    hook(opened, metrics)
-                meter.resume()
-            if done % run.save_every == 0 or last:
-                checkpoints.save(done, state, done * rows.batch_rows, {"steps": run.steps})
-                saved = done
-            if last:
-                break
-        assert saved == done or done == first
-        checkpoints.wait()
-    finally:
-        close = getattr(batches, "close", None)
-        if close is not None:
-            close()
+    while done < run.steps and not preempted:
+        asked = time.perf_counter()
+        batch = place(next(batches))
+        meter.waited(time.perf_counter() - asked)
+        state, values = step_fn(state, batch)
+        done += 1
+        meter.step()
+        if done == first + 1:  # the first step compiles: it is told, and timing begins after it
+            jax.block_until_ready(values)
+            metrics.write(done, {"compile_seconds": time.perf_counter() - begin}, "start")
+            meter.read()
+            meter.resume()
+        if done % run.log_every == 0 or done == run.steps:
+            figures = {k: float(v) for k, v in values.items()}  # waits for the steps that are timed
+            speed = _speed(built, batch, meter, peak)
+            metrics.write(done, speed | figures)
+            _tell(done, run.steps, figures, speed)
+        preempted = hosts.preempted(done)
+        if done % run.evaluate_every == 0 or done == run.steps:
+            jax.block_until_ready(state)
+            meter.pause()
+            weights = state["params"] if run.ema is None else state["ema"]
+            opened = Opened(built, done, weights, state["variables"])
+            metrics.write(done, evaluate(evaluation, opened, held_out), "held_out")
+            if hook is not None and hosts.is_lead():
+                hook(opened, metrics)
+            meter.resume()
+        if done % run.save_every == 0 or done == run.steps or preempted:
+            checkpoints.save(done, state, done * rows.batch_rows, {"steps": run.steps})
+    checkpoints.wait()
     return Outcome(done, preempted and done < run.steps)
 
 
@@ -143,7 +143,10 @@ def _speed(built: Built, batch: Batch, meter: Meter, peak: float) -> dict[str, f
     }
 
 
-def _tell(done: int, steps: int, values: dict[str, jax.Array]) -> None:
+def _tell(done: int, steps: int, figures: dict[str, float], speed: dict[str, float]) -> None:
     if hosts.is_lead():
-        parts = [f"{name} {float(values[name]):.4g}" for name in ("loss", "gradient_norm", "learning_rate")]
+        parts = [f"{name} {figures[name]:.4g}" for name in ("loss", "gradient_norm", "learning_rate")]
+        if "step_seconds" in speed:
+            left = round((steps - done) * speed["step_seconds"])
+            parts.append(f"{speed['step_seconds']:.3g} s/step  {left // 60}:{left % 60:02d} left")
         console.print(f"step {done}/{steps}  {'  '.join(parts)}", highlight=False)
