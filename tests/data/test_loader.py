@@ -29,6 +29,10 @@ class Plain:
     def segment_lengths(self, kind: np.ndarray, shape: np.ndarray) -> np.ndarray:
         return np.where(kind == 0, shape[:, 0], np.prod(shape[:, 1:], axis=1, dtype=np.int64) + 2)
 
+    def places(self, ids: np.ndarray) -> np.ndarray:
+        """Codes lie in row 1, in columns by their value."""
+        return np.stack([ids >= 1000, np.where(ids >= 1000, ids - 999, 0)], axis=1).astype(np.int32)
+
     def encode(self, document: Document) -> Tokens:
         ids, modality, weight = [np.array([BOS])], [np.array([TEXT])], [np.array([1.0])]
         for segment in document.segments:
@@ -41,6 +45,7 @@ class Plain:
             weight.append(np.full(len(part), segment.loss))
         return Tokens(
             ids=np.concatenate([*ids, [EOS]]).astype(np.int32),
+            place=self.places(np.concatenate([*ids, [EOS]])),
             modality=np.concatenate([*modality, [TEXT]]).astype(np.int32),
             weight=np.concatenate([*weight, [1.0]]).astype(np.float32),
         )
@@ -129,7 +134,11 @@ def test_a_row_shows_whole_documents_that_see_only_themselves(config):
         assert len(firsts) == len(ends) >= 1 and (firsts[1:] == ends[:-1] + 1).all()
         for first, end in zip(firsts, ends, strict=True):
             assert (start[first : end + 1] == first).all()
-            assert np.array_equal(stream.position[r, first : end + 1], np.arange(end + 1 - first))
+            assert np.array_equal(stream.position[r, first : end + 1, 0], np.arange(end + 1 - first))
+            place = Plain().places(stream.ids[r, first : end + 1])
+            assert np.array_equal(stream.position[r, first : end + 1, 1:3], place)
+            assert np.array_equal(stream.position[r, first:end, 3:], place[1:])
+            assert not stream.position[r, end, 3:].any()
             assert np.array_equal(stream.target[r, first:end], ids[first + 1 : end + 1])
             assert stream.weight[r, first:end].all() and stream.weight[r, end] == 0
         padding = np.arange(ROW) > ends[-1]

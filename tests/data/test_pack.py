@@ -1,6 +1,5 @@
 """What a pack plan promises: exactly once, a prefix whatever is asked for, high fill; and what a row looks like."""
 
-import dataclasses
 import itertools
 from collections import Counter
 
@@ -10,6 +9,7 @@ import pytest
 from mmgpt.data import mixture, pack
 from mmgpt.data.mixture import Lengths, Source
 from mmgpt.data.pack import Plan, PlanError
+from mmgpt.tokens.grammars.grammar import Tokens
 
 ROW = 512
 
@@ -33,16 +33,10 @@ def mix() -> list[Source]:
     ]
 
 
-@dataclasses.dataclass
-class Encoded:
-    ids: np.ndarray
-    modality: np.ndarray
-    weight: np.ndarray
-
-
-def encoded(n: int, first: int = 0) -> Encoded:
+def encoded(n: int, first: int = 0) -> Tokens:
     ids = np.arange(first, first + n, dtype=np.int32)
-    return Encoded(ids, ids % 3, np.linspace(0.5, 1, n).astype(np.float32))
+    place, weight = np.stack([ids, -ids], axis=1), np.linspace(0.5, 1, n).astype(np.float32)
+    return Tokens(ids=ids, place=place, modality=ids % 3, weight=weight)
 
 
 def rows_equal(a: Plan, b: Plan, count: int) -> bool:
@@ -159,7 +153,10 @@ def test_a_row_predicts_inside_documents_only():
     row = pack.assemble([encoded(3, 10), encoded(4, 20)], 10, pad=99)
     assert row["ids"].tolist() == [10, 11, 12, 20, 21, 22, 23, 99, 99, 99]
     assert row["target"].tolist() == [11, 12, 99, 21, 22, 23, 99, 99, 99, 99]
-    assert row["position"].tolist() == [0, 1, 2, 0, 1, 2, 3, 0, 0, 0]
+    number, *place = row["position"].T.tolist()
+    assert number == [0, 1, 2, 0, 1, 2, 3, 0, 0, 0]
+    assert place[0] == [10, 11, 12, 20, 21, 22, 23, 0, 0, 0] and place[1] == [-n for n in place[0]]
+    assert place[2] == [11, 12, 0, 21, 22, 23, 0, 0, 0, 0] and place[3] == [-n for n in place[2]]
     assert row["document"].tolist() == [0, 0, 0, 1, 1, 1, 1, -1, -1, -1]
     assert row["modality"].tolist() == [1, 2, 0, 2, 0, 1, 2, 0, 0, 0]
     w3, w4 = encoded(3).weight, encoded(4).weight
@@ -173,7 +170,7 @@ def test_a_gap_is_padding_that_moves_nothing():
     whole = pack.assemble([encoded(3), encoded(4), encoded(2)], 12, pad=99)
     gap = pack.assemble([encoded(3), 4, encoded(2)], 12, pad=99)
     for name, values in gap.items():
-        assert np.array_equal(np.delete(values, slice(3, 7)), np.delete(whole[name], slice(3, 7)))
+        assert np.array_equal(np.delete(values, slice(3, 7), 0), np.delete(whole[name], slice(3, 7), 0))
     assert (gap["ids"][3:7] == 99).all() and not gap["weight"][3:7].any() and (gap["document"][3:7] == -1).all()
 
 

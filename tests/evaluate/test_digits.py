@@ -10,6 +10,7 @@ from mmgpt.data.importing import import_dataset
 from mmgpt.data.media import decode_image
 from mmgpt.evaluate import digits
 
+
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     out = tmp_path_factory.mktemp("digits") / "raw"

@@ -264,12 +264,12 @@ def test_positions_are_relative(one_device) -> None:
     params = params_of(model)
     stream = batch.streams["tokens"]
     found = []
-    for moved in ((0, 0, 0), (1000, 0, 0), (0, 7, 0), (0, 0, 7)):
+    for moved in ((0, 0, 0, 0, 0), (1000, 0, 0, 0, 0), (0, 7, 0, 7, 0), (0, 0, 7, 0, 7)):
         other = dataclasses.replace(stream, position=stream.position + np.array(moved, np.int32))
         found.append(forward(model, params, dataclasses.replace(batch, streams={"tokens": other})))
     for other in found[1:]:
         np.testing.assert_allclose(other, found[0], rtol=0, atol=1e-3)
-    flat = dataclasses.replace(stream, position=stream.position * np.array([1, 0, 1], np.int32))
+    flat = dataclasses.replace(stream, position=stream.position * np.array([1, 0, 1, 0, 1], np.int32))
     without_rows = forward(model, params, dataclasses.replace(batch, streams={"tokens": flat}))
     assert np.abs(without_rows - found[0]).max() > 1e-2
 
