@@ -1,6 +1,6 @@
 """Real data in a few minutes: the handwritten digits that scikit-learn ships.
 
-    mmgpt run digits     2 cores, a few minutes: `runs/digits/report.html`
+    mmgpt run digits     2 cores, some minutes: `runs/digits/report.html`
 
 The decoder draws digits from captions and captions unseen scans; `scores.json` has its accuracy, `raw/svm.json` that
 of scikit-learn's support vector machine on the same scans (96.9 %).

@@ -32,7 +32,9 @@ class GatedMLP(nnx.Module):
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         gate = einsum("btd,df->btf", x_BTD, use(self.gate, x_BTD.dtype), "batch seq mlp")
         up = einsum("btd,df->btf", x_BTD, use(self.up, x_BTD.dtype), "batch seq mlp")
-        return einsum("btf,fd->btd", jax.nn.silu(gate) * up, use(self.down, x_BTD.dtype), "batch seq embed")
+        # silu, its sigmoid behind a barrier: XLA would work it out again in each of the fusions that read it.
+        hidden = gate * jax.lax.optimization_barrier(jax.nn.sigmoid(gate)) * up
+        return einsum("btf,fd->btd", hidden, use(self.down, x_BTD.dtype), "batch seq embed")
 
 
 def rotary(x_BTHK: jax.Array, position_BTA: jax.Array, theta: float, grid: int, grid_theta: float) -> jax.Array:
@@ -48,7 +50,7 @@ def rotary(x_BTHK: jax.Array, position_BTA: jax.Array, theta: float, grid: int, 
     if grid:
         angles += [position[..., axis : axis + 1] * _frequencies(grid, grid_theta) for axis in (1, 2)]
     angle = jnp.concatenate(angles, axis=-1)
-    cos, sin = jnp.cos(angle), jnp.sin(angle)
+    cos, sin = jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))  # once, and not for every head
     first, second = x_BTHK[..., :half].astype(jnp.float32), x_BTHK[..., half:].astype(jnp.float32)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
     return turned.astype(x_BTHK.dtype)
