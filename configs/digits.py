@@ -10,7 +10,7 @@ from mmgpt.data.images import ImageRows, Pictures
 from mmgpt.data.loader import PackedRows
 from mmgpt.data.mixture import Source
 from mmgpt.models.decoder import Decoder
-from mmgpt.models.patch_vq import PatchVQ
+from mmgpt.models.gain_shape_vq import GainShapeVQ
 from mmgpt.objectives.autoencode import Autoencode
 from mmgpt.objectives.next_token import NextToken
 from mmgpt.recipe import Recipe, Step
@@ -21,12 +21,12 @@ from mmgpt.train.run import Run, Tokens
 def digits_vision() -> Run:
     """Image tokenizer of the scans: 4 x 4 patches of their 16 x 16 pixels."""
     return Run(
-        model=PatchVQ.Config(patch=4, structure=256, colour=32, palette=2, width=128, dim=8),
+        model=GainShapeVQ.Config(patch=4, side=8, stride=4, coarse=4, masks=256, worth=1.0, plateau=6),
         objective=Autoencode.Config(),
         data=ImageRows.Config(
             sources=(Pictures.Config(path="runs/digits/data/train"),), height=16, width=16, batch_rows=64
         ),
-        optimizer=Optimizer.Config(learning_rate=3e-3, warmup=50, weight_decay=0.0),
+        optimizer=Optimizer.Config(learning_rate=0.05, warmup=10, weight_decay=0.0),
         steps=1000,
         evaluate_every=1000,
         save_every=1000,

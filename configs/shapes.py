@@ -10,7 +10,7 @@ from mmgpt.data.images import ImageRows, Pictures
 from mmgpt.data.loader import PackedRows
 from mmgpt.data.mixture import Source
 from mmgpt.models.decoder import Decoder
-from mmgpt.models.patch_vq import PatchVQ
+from mmgpt.models.gain_shape_vq import GainShapeVQ
 from mmgpt.objectives.autoencode import Autoencode
 from mmgpt.objectives.next_token import NextToken
 from mmgpt.recipe import Recipe, Step
@@ -25,17 +25,17 @@ TASKS = ("draw", "unseen", "caption", "answer", "next_frame", "story", "edit")
 """Evaluation prompts of the corpus."""
 
 
-def _vision(folder: str, steps: int, structure: int) -> Run:
+def _vision(folder: str, steps: int) -> Run:
     return Run(
-        model=PatchVQ.Config(patch=8, structure=structure, colour=32, palette=3, width=256, dim=16),
+        model=GainShapeVQ.Config(),
         objective=Autoencode.Config(),
         data=ImageRows.Config(
             sources=tuple(Pictures.Config(path=f"{folder}/data/{name}") for name in ("pairs", "clips")),
             height=48,
             width=48,
-            batch_rows=64,
+            batch_rows=32,
         ),
-        optimizer=Optimizer.Config(learning_rate=3e-3, warmup=50, weight_decay=0.0),
+        optimizer=Optimizer.Config(learning_rate=0.05, warmup=10, weight_decay=0.0),
         steps=steps,
         evaluate_every=steps,
         save_every=steps,
@@ -78,7 +78,7 @@ def _decoder(
 
 def quickstart_vision() -> Run:
     """The quickstart's image tokenizer: 0.2 M parameters, a minute."""
-    return _vision("runs/quickstart", steps=1000, structure=512)
+    return _vision("runs/quickstart", steps=300)
 
 
 def quickstart_model() -> Run:
@@ -91,7 +91,7 @@ def quickstart_model() -> Run:
 
 def shapes_vision() -> Run:
     """The larger run's image tokenizer: more steps and codes."""
-    return _vision("runs/shapes", steps=3000, structure=1024)
+    return _vision("runs/shapes", steps=1500)
 
 
 def shapes_model() -> Run:

@@ -25,7 +25,7 @@ from mmgpt import presets
 from mmgpt.core import config
 from mmgpt.core.config import Config
 from mmgpt.dist.mesh import Mesh
-from mmgpt.models.patch_vq import PatchVQ
+from mmgpt.models.gain_shape_vq import GainShapeVQ
 from mmgpt.train import state as states
 from mmgpt.train.run import Run, build
 from tests import tiny
@@ -46,7 +46,7 @@ def built_in(run: Run, folder: Path) -> Run:
     vision = next(r for r in named if Path(run.tokens.vision).parent.name in r.data.sources[0].path)
     (folder / "vision").mkdir()
     (folder / "vision" / "config.json").write_text(config.to_json(vision))
-    assert isinstance(vision.model, PatchVQ.Config)
+    assert isinstance(vision.model, GainShapeVQ.Config)
     return run.replace(tokens=run.tokens.replace(text=str(folder / "text.model"), vision=str(folder / "vision")))
 
 

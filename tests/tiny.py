@@ -17,7 +17,7 @@ from mmgpt.data.mixture import Source
 from mmgpt.data.pack import assemble
 from mmgpt.data.record import Writer
 from mmgpt.models.decoder import Decoder
-from mmgpt.models.patch_vq import PatchVQ
+from mmgpt.models.gain_shape_vq import GainShapeVQ
 from mmgpt.objectives.autoencode import Autoencode
 from mmgpt.objectives.next_token import NextToken
 from mmgpt.tokens.grammars.emu3 import Emu3
@@ -117,7 +117,7 @@ def tokens(folder: Path) -> Tokens:
     """A text tokenizer's file and the config of an image tokenizer, which is all that a grammar asks of it."""
     (folder / "text.model").write_bytes(text().model)
     pictures = ImageRows.Config(sources=(Pictures.Config(path="none"),), height=8, width=8, batch_rows=8)
-    model = PatchVQ.Config(patch=4, structure=BOOKS[1], colour=BOOKS[0], width=8, dim=4)
+    model = GainShapeVQ.Config(patch=4, stride=4, coarse=4, masks=BOOKS[1] - 1, colours=BOOKS[0] - 1)
     vision = Run(model=model, objective=Autoencode.Config(), data=pictures)
     (folder / "vision").mkdir()
     (folder / "vision" / "config.json").write_text(config.to_json(vision))

@@ -22,6 +22,8 @@ STORE: Table = {
     "layers": (),
     "codes": (),
     "pixels": (),
+    "height": (),
+    "width": (),
     "norm": (),
 }
 """Weights and optimizer moments at rest."""

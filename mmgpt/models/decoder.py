@@ -10,7 +10,7 @@ from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import Batch, Visibility
 from mmgpt.models import ModelConfig
 from mmgpt.nn.attention import Attention, KeyValues, empty_cache
-from mmgpt.nn.layers import GatedMLP, RMSNorm, dropout
+from mmgpt.nn.layers import GatedMLP, RMSNorm, Turn, dropout, turn
 from mmgpt.nn.param import einsum, normal, param, take, use
 from mmgpt.nn.stack import Remat, Stack
 from mmgpt.tokens.vocabulary import Vocabulary
@@ -28,9 +28,6 @@ class Block(nnx.Module):
             heads=c.heads,
             kv_heads=c.kv_heads,
             head_dim=c.head_dim,
-            rope_theta=c.rope_theta,
-            rope_grid=c.rope_grid,
-            rope_grid_theta=c.rope_grid_theta,
             qk_norm=c.qk_norm,
             norm_epsilon=c.norm_epsilon,
             out_scale=residual_scale,
@@ -43,7 +40,7 @@ class Block(nnx.Module):
     def __call__(
         self,
         x_BTD: jax.Array,
-        position_BTA: jax.Array,
+        turns: tuple[Turn, Turn],
         visibility: Visibility,
         *,
         cache: KeyValues | None = None,
@@ -52,7 +49,7 @@ class Block(nnx.Module):
     ) -> tuple[jax.Array, KeyValues | None]:
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
         update, cache = self.attention(
-            self.attention_norm(x_BTD), position_BTA, visibility, cache=cache, slot=slot, key=keys[0]
+            self.attention_norm(x_BTD), turns, visibility, cache=cache, slot=slot, key=keys[0]
         )
         x_BTD = x_BTD + dropout(update, self.dropout, keys[1])
         return x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, keys[2]), cache
@@ -127,14 +124,14 @@ class Decoder(nnx.Module):
         """Logits `[B, T, V] float32` of the stream "tokens"; `key` turns dropout on."""
         c, stream, visibility = self.config, batch.streams["tokens"], batch.visibility["tokens"]
         keys = None
-        x = self._embed(stream.ids, stream.position)
+        x, turns = self._embed(stream.ids, stream.position), self._turns(stream.position)
         if key is not None and (c.dropout > 0.0 or c.attention_dropout > 0.0):
             embed_key, layers_key = jax.random.split(key)
             x = dropout(x, c.dropout, embed_key)  # Emu3 drops its input embeddings too
             keys = jax.random.split(layers_key, c.layers)
 
         def call(block: Block, x: jax.Array, key: jax.Array | None) -> jax.Array:
-            return block(x, stream.position, visibility, key=key)[0]
+            return block(x, turns, visibility, key=key)[0]
 
         return self.logits(self.stack(call, x, keys))
 
@@ -151,10 +148,10 @@ class Decoder(nnx.Module):
 
         `blocks` is `self.stack.unstacked()`, made once outside the decoding loop.
         """
-        x = self._embed(ids_BT, position_BTA)
+        x, turns = self._embed(ids_BT, position_BTA), self._turns(position_BTA)
         out = []
         for block, cache in zip(blocks, caches, strict=True):
-            x, filled = block(x, position_BTA, visibility, cache=cache, slot=slot)
+            x, filled = block(x, turns, visibility, cache=cache, slot=slot)
             out.append(filled)
         return x, out
 
@@ -168,6 +165,16 @@ class Decoder(nnx.Module):
             place_BT = jnp.minimum(position_BTA[..., 3 + axis], self.config.places - 1)
             x = x + take(tables[axis], place_BT, "batch seq embed")
         return x
+
+    def _turns(self, position_BTA: jax.Array) -> tuple[Turn, Turn]:
+        """Rotary positions of queries and of keys.
+
+        A query turns with the place that it is about to fill, a key with the place that it holds: what stood at that
+        place in another picture is then straight ahead, with no offset to learn (arXiv 2404.09562).
+        """
+        c = self.config
+        rope = (c.head_dim, c.rope_theta, c.rope_grid, c.rope_grid_theta)
+        return turn(position_BTA[..., jnp.array([0, 3, 4])], *rope), turn(position_BTA[..., :3], *rope)
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
         """The vocabulary projection, in float32."""

@@ -9,7 +9,7 @@ from flax import nnx
 from mmgpt.core.stream import Visibility
 from mmgpt.dist import axes as rules
 from mmgpt.kernels.attention.api import attention
-from mmgpt.nn.layers import RMSNorm, rotary
+from mmgpt.nn.layers import RMSNorm, Turn, rotary
 from mmgpt.nn.param import act, einsum, normal, param, use
 
 
@@ -33,9 +33,6 @@ class Attention(nnx.Module):
         heads: int,
         kv_heads: int,
         head_dim: int,
-        rope_theta: float,
-        rope_grid: int,
-        rope_grid_theta: float,
         qk_norm: bool,
         norm_epsilon: float,
         out_scale: float,
@@ -51,30 +48,29 @@ class Attention(nnx.Module):
         gain = max(1.0, (128 / head_dim) ** 0.25)
         self.q_norm = RMSNorm(rngs, head_dim, norm_epsilon, gain) if qk_norm else None
         self.k_norm = RMSNorm(rngs, head_dim, norm_epsilon, gain) if qk_norm else None
-        self.rope = (rope_theta, rope_grid, rope_grid_theta)
         self.dropout = dropout
 
     def __call__(
         self,
         x_BTD: jax.Array,
-        position_BTA: jax.Array,
+        turns: tuple[Turn, Turn],
         visibility: Visibility,
         *,
         cache: KeyValues | None = None,
         slot: jax.Array | None = None,
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValues | None]:
-        """`x [B, T, D]` to `[B, T, D]`; with a cache, keys and values are written from `slot` on and read whole."""
+        """`x [B, T, D]` to `[B, T, D]`; with a cache, keys and values are written from `slot` on and read whole.
+
+        `turns` are the rotary positions of queries and of keys.
+        """
         dtype = x_BTD.dtype
         q = einsum("btd,dhk->bthk", x_BTD, use(self.q, dtype), "batch seq heads head_dim")
         k = einsum("btd,dgk->btgk", x_BTD, use(self.k, dtype), "batch seq kv_heads head_dim")
         v = einsum("btd,dgk->btgk", x_BTD, use(self.v, dtype), "batch seq kv_heads head_dim")
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        # A query turns with the place that it is about to fill, a key with the place that it holds: what stood at that
-        # place in another picture is then straight ahead, with no offset to learn (arXiv 2404.09562).
-        q = rotary(q, position_BTA[..., jnp.array([0, 3, 4])], *self.rope)
-        k = rotary(k, position_BTA[..., :3], *self.rope)
+        q, k = rotary(q, turns[0]), rotary(k, turns[1])
         if cache is not None:
             assert slot is not None
             cache = KeyValues(_write(cache.k, k, slot), _write(cache.v, v, slot))

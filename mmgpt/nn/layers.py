@@ -1,5 +1,7 @@
 """Layers without attention: embedding, normalisation, rotary positions, feed-forward, dropout."""
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -37,22 +39,33 @@ class GatedMLP(nnx.Module):
         return einsum("btf,fd->btd", hidden, use(self.down, x_BTD.dtype), "batch seq embed")
 
 
-def rotary(x_BTHK: jax.Array, position_BTA: jax.Array, theta: float, grid: int, grid_theta: float) -> jax.Array:
-    """Rotary position embedding, halves convention (arXiv 2104.09864; Hugging Face Llama's layout).
+class Turn(NamedTuple):
+    """Cosines and sines `[B, T, 1, K / 2] float32` by which the pairs of a head turn at each position."""
+
+    cos: jax.Array
+    sin: jax.Array
+
+
+def turn(position_BTA: jax.Array, head_dim: int, theta: float, grid: int, grid_theta: float) -> Turn:
+    """What `rotary` turns by, made once for all layers.
 
     `position [B, T, 3]`: the last `2 * grid` of a half's frequencies turn with the row and column in the picture
     (multimodal RoPE, arXiv 2409.12191), the others with the number in the document.
     """
-    half = x_BTHK.shape[-1] // 2
-    text = half - 2 * grid
     position = position_BTA[:, :, None, :].astype(jnp.float32)
-    angles = [position[..., :1] * _frequencies(text, theta)]
+    angles = [position[..., :1] * _frequencies(head_dim // 2 - 2 * grid, theta)]
     if grid:
         angles += [position[..., axis : axis + 1] * _frequencies(grid, grid_theta) for axis in (1, 2)]
     angle = jnp.concatenate(angles, axis=-1)
-    cos, sin = jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle)))  # once, and not for every head
+    # Behind a barrier they are made once; XLA would work them out again in every head and layer.
+    return Turn(*jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle))))
+
+
+def rotary(x_BTHK: jax.Array, by: Turn) -> jax.Array:
+    """Rotary position embedding, halves convention (arXiv 2104.09864; Hugging Face Llama's layout)."""
+    half = x_BTHK.shape[-1] // 2
     first, second = x_BTHK[..., :half].astype(jnp.float32), x_BTHK[..., half:].astype(jnp.float32)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    turned = jnp.concatenate([first * by.cos - second * by.sin, second * by.cos + first * by.sin], axis=-1)
     return turned.astype(x_BTHK.dtype)
 
 

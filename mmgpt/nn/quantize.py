@@ -1,20 +1,10 @@
-"""Vector quantisation with a codebook that follows the encoder by moving averages (arXiv 1711.00937, appendix A)."""
-
-from typing import NamedTuple
+"""Vector quantisation with a codebook that follows its vectors by moving averages (arXiv 1711.00937, appendix A)."""
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mmgpt.nn.param import Variable, act, normal, param, take, zeros
-
-
-class Quantized(NamedTuple):
-    """`value [N, D]` with the straight-through gradient, `code [N]`, `commitment [N]`: mean squared distance to it."""
-
-    value: jax.Array
-    code: jax.Array
-    commitment: jax.Array
 
 
 class Quantizer(nnx.Module):
@@ -26,19 +16,11 @@ class Quantizer(nnx.Module):
 
     def encode(self, z_ND: jax.Array) -> jax.Array:
         """Nearest code of each vector, `[N] int32`."""
-        book = self.codebook[...]
-        distance = jnp.sum(jnp.square(book), axis=1)[None, :] - 2.0 * z_ND @ book.T
-        return jnp.argmin(distance, axis=1).astype(jnp.int32)
+        return nearest(self.codebook[...], z_ND)
 
     def decode(self, code_N: jax.Array, axes: str = "batch pixels") -> jax.Array:
         """The vectors of codes, laid out by `axes`."""
         return take(self.codebook[...], code_N, axes)
-
-    def __call__(self, z_ND: jax.Array) -> Quantized:
-        code = self.encode(jax.lax.stop_gradient(z_ND))
-        nearest = self.decode(code)
-        commitment = jnp.mean(jnp.square(z_ND - jax.lax.stop_gradient(nearest)), axis=1)
-        return Quantized(z_ND + jax.lax.stop_gradient(nearest - z_ND), code, commitment)
 
     def follow(
         self, key: jax.Array, z_ND: jax.Array, code_N: jax.Array, weight_N: jax.Array, decay: float
@@ -55,13 +37,19 @@ class Quantizer(nnx.Module):
         total = jnp.zeros_like(self.codebook[...]).at[code_N].add(z_ND * weight_N[:, None])
         new_count = decay * self.count[...] + (1.0 - decay) * count
         rate = jnp.where(count > 0, (1.0 - decay) * count / jnp.maximum(new_count, 1e-9), 0.0)
-        mean = total / jnp.maximum(count, 1.0)[:, None]
+        mean = total / jnp.maximum(count, 1e-9)[:, None]
         book = self.codebook[...] + rate[:, None] * (mean - self.codebook[...])
         # A code that is hardly used is dead: put it where the error is. Uniform picks would land on what is common
-        # (background) and die again; picks by squared error spread over what is rare (as in k-means++).
+        # and die again; picks by squared error spread over what is rare (as in k-means++).
         fair = jnp.sum(weight_N) / codes
-        dead = new_count < 0.005 * fair
         error = jnp.cumsum(weight_N * jnp.sum(jnp.square(z_ND - self.decode(code_N, "codes pixels")), axis=1))
+        dead = (new_count < 0.1 * fair) & (error[-1] > 0)
         picks = jnp.searchsorted(error, jax.random.uniform(key, (codes,)) * error[-1])
         book = jnp.where(dead[:, None], z_ND.at[picks].get(), book)
-        return {"codebook": book, "count": jnp.where(dead, 0.02 * fair, new_count)}
+        return {"codebook": book, "count": jnp.where(dead, 0.2 * fair, new_count)}
+
+
+def nearest(codebook_VD: jax.Array, z_ND: jax.Array) -> jax.Array:
+    """The code whose vector lies nearest to each of `z [N, D]`, `[N] int32`."""
+    distance = jnp.sum(jnp.square(codebook_VD), axis=1)[None, :] - 2.0 * z_ND @ codebook_VD.T
+    return jnp.argmin(distance, axis=1).astype(jnp.int32)

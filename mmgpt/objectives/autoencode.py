@@ -1,66 +1,53 @@
-"""Training an image tokenizer: reconstruction and commitment; the codebooks follow by moving averages."""
+"""Training an image tokenizer: reconstruction; the codebooks follow by moving averages."""
 
 import jax
 import jax.numpy as jnp
 
 from mmgpt.core.stream import Batch
-from mmgpt.dist import axes as rules
-from mmgpt.models.patch_vq import PatchVQ
+from mmgpt.models.gain_shape_vq import GainShapeVQ
 from mmgpt.nn.param import act
-from mmgpt.nn.quantize import Quantized
 from mmgpt.objectives.objective import Loss, ObjectiveConfig
 
 
 class Autoencode:
     class Config(ObjectiveConfig):
-        """Weight of the commitment term (arXiv 1711.00937: 0.25) and decay of the codebooks' averages."""
+        """Decay of the codebooks' averages."""
 
-        commitment: float = 0.25
-        decay: float = 0.99
+        decay: float = 0.97
 
         def build(self) -> "Autoencode":
             return Autoencode(self)
 
     def __init__(self, c: "Autoencode.Config"):
         self.decay = c.decay
-        self.coefficients = {"reconstruction": 1.0, "commitment": c.commitment}
+        self.coefficients = {"reconstruction": 1.0}
 
     def corrupt(self, key: jax.Array, batch: Batch) -> Batch:
         return batch
 
-    def loss(self, model: PatchVQ, batch: Batch, key: jax.Array | None) -> Loss:
-        """Terms "reconstruction" (mean squared error) and "commitment"; metrics: PSNR in dB, the codes' perplexity."""
+    def loss(self, model: GainShapeVQ, batch: Batch, key: jax.Array | None) -> Loss:
+        """Term "reconstruction" (mean squared error); metrics: PSNR in dB, places painted a picture, codes in use."""
         stream = batch.streams["pixels"]
-        patches = model.patches(stream.feats)
-        N, P = patches.shape
-        weight = jnp.broadcast_to(stream.weight, (stream.weight.shape[0], N // stream.weight.shape[0]))
-        weight = weight.reshape(N, out_sharding=rules.spec("batch", rules.ACT))
-        (structure, quantized), (colour, quantized_colour) = model.quantize(patches)
-        drawn = model.draw(quantized.value, quantized_colour.value)
-        error = jnp.sum(jnp.square(drawn - patches) * weight[:, None])
-        seen = jnp.sum(weight)
-        count, any_seen = seen * P, (seen > 0).astype(jnp.float32)
+        weight_B = stream.weight[:, 0]
+        codes = jax.lax.stop_gradient(model.encode(stream.feats))
+        squares = jnp.square(model.decode(codes) - stream.feats)
+        error = jnp.sum(squares * weight_B[:, None, None, None])
+        seen = jnp.sum(weight_B)
+        count, any_seen = seen * (squares.size // squares.shape[0]), (seen > 0).astype(jnp.float32)
         # The range of a value is 2, its square 4.
         psnr = 10.0 * jnp.log10(4.0 * jnp.maximum(count, 1.0) / jnp.maximum(error, 1e-12))
-        metrics = {
-            "psnr": (psnr, any_seen),
-            "perplexity/structure": (_perplexity(quantized, weight, model.config.structure), any_seen),
-            "perplexity/colour": (_perplexity(quantized_colour, weight, model.config.colour), any_seen),
-        }
-        commitment = jnp.sum((quantized.commitment + quantized_colour.commitment) * weight)
-        terms = {"reconstruction": (error, count), "commitment": (commitment, seen)}
+        painted = (codes[..., 1] > 0) * weight_B[:, None, None]
+        metrics = {"psnr": (psnr, any_seen), "painted": (jnp.sum(painted), seen)}
+        for number, (name, size) in enumerate(zip(("colour", "mask"), model.config.codebooks[:2], strict=True)):
+            metrics[f"perplexity/{name}"] = (_perplexity(codes[..., number], painted, size), any_seen)
+        terms = {"reconstruction": (error, count)}
         if key is None:
             return Loss(terms, metrics)
-        first, second = jax.random.split(key)
-        variables = {
-            "structure": model.structure.follow(first, structure, quantized.code, weight, self.decay),
-            "colour": model.colour.follow(second, colour, quantized_colour.code, weight, self.decay),
-        }
-        return Loss(terms, metrics, variables)
+        return Loss(terms, metrics, model.follow(key, stream.feats, codes, weight_B, self.decay))
 
 
-def _perplexity(quantized: Quantized, weight_N: jax.Array, codes: int) -> jax.Array:
+def _perplexity(code_BHW: jax.Array, weight_BHW: jax.Array, codes: int) -> jax.Array:
     """exp of the entropy of the codes in use: how many of them carry the batch."""
-    code_N, weight_N = act(quantized.code, "codes"), act(weight_N, "codes")
-    share = jnp.zeros((codes,), jnp.float32).at[code_N].add(weight_N / jnp.maximum(jnp.sum(weight_N), 1.0))
+    code, weight = act(code_BHW, "codes height width"), act(weight_BHW, "codes height width")
+    share = jnp.zeros((codes,), jnp.float32).at[code].add(weight / jnp.maximum(jnp.sum(weight), 1.0))
     return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-12)), 0.0)))

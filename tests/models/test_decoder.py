@@ -20,7 +20,7 @@ from mmgpt.core.stream import Batch, Stream, packed_causal
 from mmgpt.dist.axes import ShardingError
 from mmgpt.dist.mesh import Mesh
 from mmgpt.models.decoder import Decoder
-from mmgpt.models.patch_vq import PatchVQ
+from mmgpt.models.gain_shape_vq import GainShapeVQ
 from mmgpt.objectives.autoencode import Autoencode
 from mmgpt.objectives.next_token import NextToken
 from mmgpt.objectives.objective import total
@@ -51,8 +51,8 @@ EXAMPLES: dict[str, tuple[Config, Any, Callable[[int], Batch]]] = {
         NextToken.Config().fit(tiny.grammar().vocabulary).build(),
         lambda seed: tiny.batch(8, 64, seed),
     ),
-    "patch_vq": (
-        PatchVQ.Config(patch=4, structure=16, colour=8, width=16, dim=8),
+    "gain_shape_vq": (
+        GainShapeVQ.Config(patch=4, side=4, masks=16, colours=4, worth=0.5, plateau=6),
         Autoencode.Config().build(),
         lambda seed: pictures(8, seed),
     ),
@@ -157,7 +157,7 @@ def test_a_decoders_losses_are_the_same_on_one_and_eight_devices(mesh_name: str)
 
 def test_an_image_tokenizers_losses_are_the_same_on_one_and_eight_devices() -> None:
     """Three steps: where two codes are about as near, rounding chooses another one later on."""
-    np.testing.assert_allclose(losses("patch_vq", "fsdp=8", 3), losses("patch_vq", "one", 3), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(losses("gain_shape_vq", "fsdp=8", 3), losses("gain_shape_vq", "one", 3), rtol=0, atol=1e-5)
 
 
 @every_model

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 
 from mmgpt.dist.mesh import Mesh
-from mmgpt.nn.layers import GatedMLP, RMSNorm, dropout, rotary
+from mmgpt.nn.layers import GatedMLP, RMSNorm, dropout, rotary, turn
 
 
 @pytest.fixture(autouse=True)
@@ -43,13 +43,13 @@ def test_rotary_turns_pairs_and_keeps_relative_angles() -> None:
     q, k = draw(1, 1, 2, 8), draw(1, 1, 2, 8, seed=1)
 
     def product(a: int, b: int) -> np.ndarray:
-        turned = [rotary(jnp.asarray(x), jnp.array([[[p, 0, 0]]]), 100.0, 0, 1.0) for x, p in ((q, a), (k, b))]
+        turned = [rotary(jnp.asarray(x), turn(jnp.array([[[p, 0, 0]]]), 8, 100.0, 0, 1.0)) for x, p in ((q, a), (k, b))]
         return np.asarray(jnp.sum(turned[0] * turned[1], axis=-1))
 
     np.testing.assert_allclose(product(7, 3), product(104, 100), atol=1e-5)
     np.testing.assert_allclose(product(5, 5), np.sum(q * k, axis=-1), atol=1e-5)
     assert not np.allclose(product(7, 3), product(7, 4), atol=1e-2)
-    turned = np.asarray(rotary(jnp.asarray(q), jnp.array([[[3, 5, 7]]]), 100.0, 1, 10.0), np.float64)
+    turned = np.asarray(rotary(jnp.asarray(q), turn(jnp.array([[[3, 5, 7]]]), 8, 100.0, 1, 10.0)), np.float64)
     for i in range(4):
         angle = (3, 3 * 100.0**-0.5, 5, 7)[i]  # two frequencies of the number, then the row's and the column's
         z = (q[0, 0, :, i] + 1j * q[0, 0, :, i + 4]) * np.exp(1j * angle)
