@@ -84,9 +84,9 @@ def quickstart_vision() -> Run:
 def quickstart_model() -> Run:
     """The quickstart's decoder: 2.1 M parameters, 11 minutes on 2 cores."""
     model = Decoder.Config(
-        layers=6, embed=160, mlp=432, heads=4, kv_heads=2, head_dim=40, rope_grid=6, places=8, scan=False
+        layers=4, embed=128, mlp=344, heads=4, kv_heads=2, head_dim=32, rope_grid=4, places=4, scan=False
     )
-    return _decoder("runs/quickstart", 1600, model, row_length=368, batch_rows=4, learning_rate=1e-2)
+    return _decoder("runs/quickstart", 1600, model, row_length=208, batch_rows=8, learning_rate=1e-2)
 
 
 def shapes_vision() -> Run:
@@ -97,9 +97,9 @@ def shapes_vision() -> Run:
 def shapes_model() -> Run:
     """The larger run's decoder."""
     model = Decoder.Config(
-        layers=6, embed=256, mlp=704, heads=4, kv_heads=2, head_dim=64, rope_grid=10, places=8, scan=False
+        layers=6, embed=256, mlp=704, heads=4, kv_heads=2, head_dim=64, rope_grid=10, places=4, scan=False
     )
-    return _decoder("runs/shapes", 4000, model, row_length=480, batch_rows=6, learning_rate=2e-3)
+    return _decoder("runs/shapes", 4000, model, row_length=208, batch_rows=16, learning_rate=6e-3)
 
 
 def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
