@@ -117,7 +117,7 @@ def tokens(folder: Path) -> Tokens:
     """A text tokenizer's file and the config of an image tokenizer, which is all that a grammar asks of it."""
     (folder / "text.model").write_bytes(text().model)
     pictures = ImageRows.Config(sources=(Pictures.Config(path="none"),), height=8, width=8, batch_rows=8)
-    model = GainShapeVQ.Config(patch=4, stride=4, coarse=4, masks=BOOKS[1] - 1, colours=BOOKS[0] - 1)
+    model = GainShapeVQ.Config(patch=4, stride=4, masks=BOOKS[1] - 1, colours=BOOKS[0] - 1)
     vision = Run(model=model, objective=Autoencode.Config(), data=pictures)
     (folder / "vision").mkdir()
     (folder / "vision" / "config.json").write_text(config.to_json(vision))

@@ -32,21 +32,27 @@ class GainShapeVQ(nnx.Module):
     class Config(VisionConfig):
         """Sizes in pixels: a place is `patch` wide, masks `side` (even), and their centres lie `stride` apart.
 
-        A search looks at centres `coarse` apart and then between them. With one centre a place, it has no code.
-
         A place paints only if that saves `worth` of squared error (pixels in -1..1, summed), at most once in `rounds`
-        rounds. A mask's plateau is the mean of its `plateau` highest pixels, which become 1.
+        rounds. With `stride` equal to `patch` there is one centre a place, and it has no code.
         """
 
         patch: int = 16
         side: int = 18
         stride: int = 1
-        coarse: int = 2
         masks: int = 24
         colours: int = 12
         worth: float = 6.0
         rounds: int = 3
-        plateau: int = 24
+
+        @property
+        def coarse(self) -> int:
+            """How far apart the centres lie that a search looks at first."""
+            return min(2 * self.stride, self.patch)
+
+        @property
+        def plateau(self) -> int:
+            """How many of a mask's highest pixels are brought to 1: fewer than the smallest object has."""
+            return max(1, self.side**2 // 13)
 
         @property
         def codebooks(self) -> tuple[int, ...]:
@@ -60,11 +66,10 @@ class GainShapeVQ(nnx.Module):
             return 2.0 * B * (H // self.coarse) * (W // self.coarse) * self.rounds * 4 * self.side**2 * self.masks
 
         def build(self, rngs: nnx.Rngs) -> "GainShapeVQ":
-            if self.side % 2 or self.patch % self.coarse or self.coarse % self.stride or self.plateau > self.side**2:
+            if self.side % 2 or self.patch % self.coarse:
                 raise ConfigError(
-                    f"model.side {self.side} must be even, model.patch {self.patch} a multiple of model.coarse "
-                    f"{self.coarse}, that one of model.stride {self.stride}, and model.plateau {self.plateau} at most "
-                    "side x side."
+                    f"model.side {self.side} must be even, and model.patch {self.patch} equal to model.stride "
+                    f"{self.stride} or a multiple of its double."
                 )
             return GainShapeVQ(rngs, self)
 
@@ -112,7 +117,9 @@ class GainShapeVQ(nnx.Module):
         Masks that are hardly used restart where a picture is explained worst. Pictures of weight 0 do not count.
         """
         # The codebooks see the whole batch, on every device.
-        wanted = act(pixels_BHWC - jax.lax.stop_gradient(use(self.background))[None, None, None], "codes height width channels")
+        wanted = act(
+            pixels_BHWC - jax.lax.stop_gradient(use(self.background))[None, None, None], "codes height width channels"
+        )
         codes, weight_B = act(codes_BHWC, "codes height width channels"), act(weight_B, "codes")
         c, books = self.config, jax.lax.stop_gradient(self.codebooks())
         weight_BHW = jnp.broadcast_to(weight_B[:, None, None], codes.shape[:3])
@@ -282,7 +289,7 @@ def _highest_in_place(value_BHW: jax.Array, c: GainShapeVQ.Config) -> tuple[jax.
     """`(value [B, h, w], centre [B, h, w, 2])` of the best of the values at all coarse centres."""
     n = c.patch // c.coarse
     B, H, W = value_BHW.shape
-    H, W = H // n, W // n  # a last row and column of centres belongs to no place
+    H, W = (H - 1) // n, (W - 1) // n  # a last row and column of centres belongs to no place
     places = value_BHW[:, : H * n, : W * n].reshape(B, H, n, W, n).transpose(0, 1, 3, 2, 4).reshape(B, H, W, n * n)
     best = jnp.argmax(places, axis=-1).astype(jnp.int32)
     centre = jnp.stack(jnp.divmod(best, n), axis=-1) * (c.coarse // c.stride)

@@ -52,7 +52,7 @@ EXAMPLES: dict[str, tuple[Config, Any, Callable[[int], Batch]]] = {
         lambda seed: tiny.batch(8, 64, seed),
     ),
     "gain_shape_vq": (
-        GainShapeVQ.Config(patch=4, side=4, masks=16, colours=4, worth=0.5, plateau=6),
+        GainShapeVQ.Config(patch=4, side=4, masks=16, colours=4, worth=0.5),
         Autoencode.Config().build(),
         lambda seed: pictures(8, seed),
     ),
@@ -157,7 +157,9 @@ def test_a_decoders_losses_are_the_same_on_one_and_eight_devices(mesh_name: str)
 
 def test_an_image_tokenizers_losses_are_the_same_on_one_and_eight_devices() -> None:
     """Three steps: where two codes are about as near, rounding chooses another one later on."""
-    np.testing.assert_allclose(losses("gain_shape_vq", "fsdp=8", 3), losses("gain_shape_vq", "one", 3), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(
+        losses("gain_shape_vq", "fsdp=8", 3), losses("gain_shape_vq", "one", 3), rtol=0, atol=1e-5
+    )
 
 
 @every_model

@@ -19,7 +19,7 @@ from mmgpt.train.state import State, Structure
 from mmgpt.train.step import make_evaluation, make_step, place
 from tests import tiny
 
-MODEL = GainShapeVQ.Config(patch=4, side=6, masks=8, colours=6, worth=1.0, plateau=5)
+MODEL = GainShapeVQ.Config(patch=4, side=6, masks=8, colours=6, worth=1.0)
 GROUND = 0.7
 INKS = np.array([[-1, -1, -1], [1, -0.8, -0.8], [-0.8, -0.6, 1]], np.float32)
 PLUS = np.array([[0, 1, 0], [1, 1, 1], [0, 1, 0]], bool)
@@ -48,6 +48,12 @@ def pictures(rows: int, seed: int) -> Batch:
     return Batch(streams={"pixels": stream}, visibility={}, row_id=np.arange(rows, dtype=np.int64))
 
 
+def run(structure: Structure, state: State, method: str, *args) -> np.ndarray:
+    """A method of the model with these arrays, compiled: op by op it takes minutes."""
+    call = jax.jit(lambda p, v, args: getattr(structure.merge(p, v), method)(*args))
+    return jax.tree.map(np.asarray, call(state["params"], state["variables"], args))
+
+
 @pytest.fixture(scope="module")
 def trained() -> tuple[Structure, State, list[dict[str, float]]]:
     with jax.set_mesh(Mesh.Config().build(jax.devices()[:1])):
@@ -67,28 +73,31 @@ def test_training_explains_pictures_with_one_place_a_thing(trained) -> None:
     structure, state, told = trained
     assert told[-1]["psnr"] > told[5]["psnr"] + 10
     assert told[-1]["perplexity/mask"] > 1.5 and told[-1]["perplexity/colour"] > 2.5
-    model = structure.merge(state["params"], state["variables"])
     seen = pictures(16, 999).streams["pixels"].feats
-    codes = model.encode(seen)
-    assert codes.shape == (16, 4, 4, 4) and codes.dtype == jnp.int32
-    painted = np.asarray(codes[..., 1] > 0)
-    assert np.array_equal(painted, np.asarray(codes[..., 0] > 0)) and painted.sum() == pytest.approx(32, abs=3)
-    off = np.asarray(model.decode(codes)) - seen
+    codes = run(structure, state, "encode", seen)
+    assert codes.shape == (16, 4, 4, 4) and codes.dtype == np.int32
+    painted = codes[..., 1] > 0
+    assert np.array_equal(painted, codes[..., 0] > 0) and painted.sum() == pytest.approx(32, abs=3)
+    off = run(structure, state, "decode", codes) - seen
     assert np.mean(np.square(off)) < 0.1 * np.mean(np.square(seen - GROUND))
 
 
 def test_masks_do_not_depend_on_colour_and_move_with_what_they_show(trained) -> None:
     structure, state, _ = trained
-    model = structure.merge(state["params"], state["variables"])
     there = [(kind, 0, 5, 5) for kind in (0, 1)]
-    black = np.asarray(model.encode(jnp.asarray(np.stack([picture(one) for one in there]))))
+
+    def codes_of(ink: int, columns: int) -> np.ndarray:
+        moved = [picture((kind, ink, row, column + columns)) for kind, _, row, column in there]
+        return run(structure, state, "encode", np.stack(moved))
+
+    black = codes_of(0, 0)
     for ink in (1, 2):
-        other = np.asarray(model.encode(jnp.asarray(np.stack([picture((k, ink, r, c)) for k, _, r, c in there]))))
+        other = codes_of(ink, 0)
         assert np.array_equal(other[..., 1], black[..., 1])
         assert (other[..., 0] != black[..., 0])[black[..., 0] > 0].all()
     assert not np.array_equal(black[0], black[1])
-    for columns in (1, 4):
-        moved = np.asarray(model.encode(jnp.asarray(np.stack([picture((k, i, r, c + columns)) for k, i, r, c in there]))))
+    for columns in (2, 4):  # the search looks at every other centre first
+        moved = codes_of(0, columns)
         for before, after in zip(black, moved, strict=True):
             (was,), (now,) = (np.argwhere(codes[..., 1] > 0) for codes in (before, after))
             x = [4 * at[1] + codes[tuple(at)][3] for at, codes in ((was, before), (now, after))]
@@ -97,7 +106,7 @@ def test_masks_do_not_depend_on_colour_and_move_with_what_they_show(trained) -> 
 
 def test_the_first_round_paints_what_a_search_over_all_codes_finds() -> None:
     """Float64 by brute force, with random codebooks: place by place, mask by mask, pixel by pixel."""
-    c = GainShapeVQ.Config(patch=2, side=4, coarse=1, masks=5, colours=3, worth=0.1, rounds=1, plateau=4)
+    c = GainShapeVQ.Config(patch=2, side=4, masks=5, colours=3, worth=0.1, rounds=1)
     rng = np.random.default_rng(0)
     model = c.build(nnx.Rngs(0))
     model.masks[...] = jnp.asarray(rng.uniform(0.1, 1, (5, 4, 4)), jnp.float32)
@@ -105,7 +114,7 @@ def test_the_first_round_paints_what_a_search_over_all_codes_finds() -> None:
     masks, colours, _ = (np.asarray(part, np.float64) for part in model.codebooks())
     given = np.zeros((1, 4, 4, 4), np.int32)
     given[0, 1, 1], given[0, 3, 2] = (1, 2, 1, 2), (3, 5, 2, 2)
-    seen = np.asarray(model.decode(jnp.asarray(given)), np.float64) + rng.normal(size=(1, 8, 8, 3)) * 0.1
+    seen = np.asarray(jax.jit(model.decode)(given), np.float64) + rng.normal(size=(1, 8, 8, 3)) * 0.1
     around = np.pad(seen[0], ((2, 2), (2, 2), (0, 0)))
     gain, found = np.zeros((4, 4)), np.zeros((4, 4, 4), int)
     for i, j in np.ndindex(4, 4):
@@ -124,7 +133,7 @@ def test_the_first_round_paints_what_a_search_over_all_codes_finds() -> None:
     around = np.pad(gain, 1, constant_values=-np.inf)
     wins = np.array([[gain[i, j] == around[i : i + 3, j : j + 3].max() for j in range(4)] for i in range(4)])
     expected = np.where((wins & (gain > 0.1))[..., None], found, 0)
-    codes = np.asarray(model.encode(jnp.asarray(seen, jnp.float32)))[0]
+    codes = np.asarray(jax.jit(model.encode)(seen.astype(np.float32)))[0]
     assert (expected > 0).any() and np.array_equal(codes, expected)
 
 
@@ -150,14 +159,15 @@ def test_rows_without_a_picture_do_not_count() -> None:
 
 def test_rows_without_a_picture_leave_the_codebooks_alone(trained) -> None:
     structure, state, _ = trained
-    model = structure.merge(state["params"], state["variables"])
     stream = pictures(4, 0).streams["pixels"]
     feats = np.concatenate([stream.feats, np.random.default_rng(0).uniform(-1, 1, stream.feats.shape)])
     key = jax.random.key(0)
 
     def after(feats: np.ndarray, weight: list[float]) -> dict:
         pixels = jnp.asarray(feats, jnp.float32)
-        return model.follow(key, pixels, model.encode(pixels), jnp.asarray(weight), 0.9)
+        codes = run(structure, state, "encode", pixels)
+        call = jax.jit(lambda p, v, *args: structure.merge(p, v).follow(*args, 0.9))
+        return call(state["params"], state["variables"], key, pixels, codes, jnp.asarray(weight))
 
     alone, beside = after(stream.feats, [1.0] * 4), after(feats, [1.0] * 4 + [0.0] * 4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), alone, beside)
