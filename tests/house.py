@@ -189,7 +189,7 @@ def transforms(path: str, text: str) -> list[str]:
 
 
 def sharding(path: str, text: str) -> list[str]:
-    """PartitionSpec is written in dist/ only; shard_map in kernels/ and nn/attention.py only."""
+    """PartitionSpec is written in dist/ only; shard_map in kernels/, nn/attention.py and nn/param.py only."""
     faults = []
     for line, name in mentions(path, text):
         last = name.split(".")[-1]
@@ -197,10 +197,10 @@ def sharding(path: str, text: str) -> list[str]:
             faults.append(
                 f"{path}:{line}: PartitionSpec outside dist/. Name logical axes and let dist/axes.py map them."
             )
-        inside = path.startswith("mmgpt/kernels/") or path == "mmgpt/nn/attention.py"
+        inside = path.startswith("mmgpt/kernels/") or path in ("mmgpt/nn/attention.py", "mmgpt/nn/param.py")
         if last == "shard_map" and not inside:
             faults.append(
-                f"{path}:{line}: shard_map outside kernels/ and nn/attention.py. Use the verbs of nn/param.py."
+                f"{path}:{line}: shard_map outside kernels/, nn/attention.py, nn/param.py. Use the verbs of nn/param.py."
             )
     return faults
 

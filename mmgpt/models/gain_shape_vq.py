@@ -14,9 +14,8 @@ from flax import nnx
 
 from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import Batch
-from mmgpt.dist import axes as rules
 from mmgpt.models import VisionConfig
-from mmgpt.nn.param import Variable, act, param, use, zeros
+from mmgpt.nn.param import Variable, act, by_row, param, use, zeros
 from mmgpt.nn.quantize import Quantizer, nearest
 
 
@@ -90,24 +89,21 @@ class GainShapeVQ(nnx.Module):
 
     def encode(self, pixels_BHWC: jax.Array) -> jax.Array:
         """Codes `[B, h, w, codebooks] int32` of pixels `[B, H, W, 3]` in -1..1."""
-        pictures, whole = rules.spec("batch height width channels", rules.ACT), rules.spec("", rules.ACT)
 
-        def local(pixels: jax.Array, books: Codebooks) -> jax.Array:
+        def codes_of(pixels: jax.Array, books: Codebooks) -> jax.Array:
             return _pursue(pixels - books.background[None, None, None], books, self.config)
 
         books = jax.lax.stop_gradient(self.codebooks())  # which code is best has no gradient
-        return jax.shard_map(local, in_specs=(pictures, whole), out_specs=pictures)(pixels_BHWC, books)
+        return by_row(codes_of, pixels_BHWC, books, "batch height width channels")
 
     def decode(self, codes_BHWC: jax.Array) -> jax.Array:
         """Pixels `[B, H, W, 3]` in -1..1 of codes `[B, h, w, codebooks]`."""
-        pictures, whole = rules.spec("batch height width channels", rules.ACT), rules.spec("", rules.ACT)
 
-        def local(codes: jax.Array, books: Codebooks) -> jax.Array:
-            return _overlaid(_painted(codes, books), _centres(codes), self.config)
+        def pixels_of(codes: jax.Array, books: Codebooks) -> jax.Array:
+            drawn = _overlaid(_painted(codes, books), _centres(codes), self.config)
+            return drawn + books.background[None, None, None]
 
-        books = self.codebooks()
-        drawn = jax.shard_map(local, in_specs=(pictures, whole), out_specs=pictures)(codes_BHWC, books)
-        return drawn + books.background[None, None, None]
+        return by_row(pixels_of, codes_BHWC, self.codebooks(), "batch height width channels")
 
     def follow(
         self, key: jax.Array, pixels_BHWC: jax.Array, codes_BHWC: jax.Array, weight_B: jax.Array, decay: float

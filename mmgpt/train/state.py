@@ -60,7 +60,8 @@ class Structure:
         return jax.eval_shape(self.fresh)
 
     def parameters(self) -> int:
-        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract()[0]))
+        """How many numbers training sets, by a gradient or, as codebooks, by averages."""
+        return sum(leaf.size for leaf in jax.tree.leaves(self.abstract()))
 
 
 def initial(structure: Structure, optimizer: Optimizer, ema: bool) -> State:
