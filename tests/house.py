@@ -200,7 +200,7 @@ def sharding(path: str, text: str) -> list[str]:
         inside = path.startswith("mmgpt/kernels/") or path in ("mmgpt/nn/attention.py", "mmgpt/nn/param.py")
         if last == "shard_map" and not inside:
             faults.append(
-                f"{path}:{line}: shard_map outside kernels/, nn/attention.py, nn/param.py. Use the verbs of nn/param.py."
+                f"{path}:{line}: shard_map outside kernels/, nn/attention.py, nn/param.py. Use nn/param.py's verbs."
             )
     return faults
 
