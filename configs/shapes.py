@@ -77,7 +77,7 @@ def _decoder(
 
 
 def quickstart_vision() -> Run:
-    """The quickstart's image tokenizer: 24 masks in 12 colours, a minute."""
+    """The quickstart's image tokenizer: 32 masks in 12 colours, a minute."""
     return _vision("runs/quickstart", steps=300)
 
 

@@ -38,7 +38,7 @@ class GainShapeVQ(nnx.Module):
         patch: int = 16
         side: int = 18
         stride: int = 1
-        masks: int = 24
+        masks: int = 32
         colours: int = 12
         worth: float = 6.0
         rounds: int = 3
