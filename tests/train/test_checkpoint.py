@@ -211,7 +211,8 @@ def kill_and_resume(folder: Path, kills: int, seed: int) -> None:
             assert line.startswith("saving"), process.communicate()[1][-3000:]
         time.sleep(draw.uniform(0, 0.4))
         process.send_signal(signal.SIGKILL)
-        lines = [line, *process.stdout.read().splitlines()]
+        whole, _, _ = process.stdout.read().rpartition("\n")  # the kill may cut the last line
+        lines = [line, *whole.splitlines()]
         process.communicate()
         announced = int(lines[-1].split()[1])
         steps = sorted(int(p.parent.name) for p in folder.glob(f"*/{manifest.NAME}") if p.parent.name.isdecimal())
