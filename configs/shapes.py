@@ -9,6 +9,7 @@ One decoder learns all tasks at once: text -> image, image -> caption, questions
 from mmgpt.data.images import ImageRows, Pictures
 from mmgpt.data.loader import PackedRows
 from mmgpt.data.mixture import Source
+from mmgpt.dist.mesh import Mesh
 from mmgpt.models.decoder import Decoder
 from mmgpt.models.gain_shape_vq import GainShapeVQ
 from mmgpt.objectives.autoencode import Autoencode
@@ -68,6 +69,7 @@ def _decoder(
             batch_rows=batch_rows,
         ),
         optimizer=Muon(learning_rate=learning_rate, warmup=100, final=0.05),
+        mesh=Mesh.Config(cpu_devices=2),
         steps=steps,
         evaluate_every=max(1, steps // 4),
         save_every=max(1, steps // 4),

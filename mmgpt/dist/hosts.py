@@ -54,7 +54,7 @@ def start(
     if None not in (coordinator_address, num_processes, process_id):
         # All is said: the cluster's environment must not restrict the devices of this process as well.
         detection = "deactivate"
-    elif coordinator_address is None and num_processes is None and process_id is None and _devices_in_use():
+    elif coordinator_address is None and num_processes is None and process_id is None and devices_in_use():
         return
     else:
         detection = None
@@ -135,7 +135,8 @@ def _on_sigterm(number: int, frame: Any) -> None:
     _signal.caught = True
 
 
-def _devices_in_use() -> bool:
+def devices_in_use() -> bool:
+    """Whether JAX has touched a device, after which neither processes nor devices can be added."""
     from jax._src import xla_bridge  # the check that jax.distributed.initialize makes, which has no public name
 
     return xla_bridge.backends_are_initialized()

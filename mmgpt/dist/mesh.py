@@ -1,5 +1,6 @@
 """The one mesh of a run: Explicit axes `replica, fsdp, context, tensor`."""
 
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,19 +9,32 @@ from jax.sharding import AxisType
 
 from mmgpt.core.config import Config
 from mmgpt.dist.axes import MESH_AXES, ShardingError
+from mmgpt.dist.hosts import devices_in_use
 
 
 class Mesh:
     class Config(Config):
-        """Devices along each mesh axis; one of them may be -1, which takes what is left."""
+        """Devices along each mesh axis; one of them may be -1, which takes what is left.
+
+        `cpu_devices` splits a CPU: where matmuls are too small for all cores, a device for every core or two keeps
+        more of them busy. It does nothing once JAX has touched a device, or where the environment already says it.
+        """
 
         replica: int = 1
         fsdp: int = -1
         context: int = 1
         tensor: int = 1
+        cpu_devices: int = 1
+
+        def split_cpu(self) -> None:
+            """Makes the CPU devices; to be called before JAX touches one."""
+            said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
+            if self.cpu_devices > 1 and jax.config.jax_num_cpu_devices < 0 and not (said or devices_in_use()):
+                jax.config.update("jax_num_cpu_devices", self.cpu_devices)
 
         def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
             """The mesh over `devices`, by default all; ShardingError when the sizes do not multiply to their number."""
+            self.split_cpu()
             sizes = [self.replica, self.fsdp, self.context, self.tensor]
             count = jax.device_count() if devices is None else len(devices)
             known = 1

@@ -50,7 +50,7 @@ def _measure(built: Built, rows: Rows, steps: int) -> dict[str, float]:
         seconds.append(time.perf_counter() - begin)
         peaks.append(matmul_peak(repeats=1))
     flops = run.model.step_flops(batch) / float(np.median(seconds))
-    peak = float(np.median(peaks)) * jax.device_count()
+    peak = float(np.median(peaks))
     return {
         "step_seconds": round(float(np.median(seconds)), 4),
         "gflops_per_second": round(flops / 1e9, 1),

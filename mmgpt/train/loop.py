@@ -110,6 +110,7 @@ def _steps(
             metrics.write(done, evaluate(evaluation, opened, held_out), "held_out")
             if hook is not None and hosts.is_lead():
                 hook(opened, metrics)
+            peak = matmul_peak()  # measured again: a shared machine's speed drifts
             meter.resume()
         if done % run.save_every == 0 or done == run.steps or preempted:
             checkpoints.save(done, state, done * rows.batch_rows, {"steps": run.steps})
@@ -139,7 +140,7 @@ def _speed(built: Built, batch: Batch, meter: Meter, peak: float) -> dict[str, f
         "step_seconds": seconds / steps,
         "data_wait_share": wait / seconds,
         "flops_per_second": flops,
-        "matmul_share": flops / (peak * jax.device_count()),
+        "matmul_share": flops / peak,
     }
 
 

@@ -159,7 +159,8 @@ class Opened:
 def open_run(run_dir: Path, step: int | None = None) -> Opened:
     """Loads a run folder's newest (or given) checkpoint; ConfigError or CheckpointError say what is missing."""
     # Inference takes the devices that are there, whatever the run was trained on.
-    run = load_run(run_dir).replace(mesh=Mesh.Config())
+    run = load_run(run_dir)
+    run = run.replace(mesh=Mesh.Config(cpu_devices=run.mesh.cpu_devices))
     built = build(run)
     with jax.set_mesh(built.mesh):
         whole = states.abstract(built.structure, built.optimizer, run.ema is not None)

@@ -29,6 +29,7 @@ from mmgpt.evaluate.shapes.world import COLOURS, PLACES, SHAPES, Content, Object
 
 EDITS = ("recolour", "move", "remove", "add", "resize", "reshape")
 STORY_CHANGES = ("add", "move", "recolour", "remove")
+_FIRST = "first, "
 _NEXT = ("", "then ", "now ", "next ")
 
 _THE = f"the {PAIR_PATTERN}"
@@ -133,11 +134,16 @@ def read_change(content: Content, text: str) -> Content | None:
     return None
 
 
+def opening(rng: random.Random, scene: Scene) -> str:
+    """A story's first sentence, which says that more will follow: "first, there is a tiny red circle at the top."."""
+    return _FIRST + caption(rng, scene)
+
+
 def story(rng: random.Random, count: int, steps: int = 3) -> tuple[list[str], list[Scene]]:
     """Sentences and the scenes they tell, from a first scene of `count` objects; `read_story` reads them back."""
     while True:
         scenes = [world.random_scene(rng, count)]
-        sentences = [caption(rng, scenes[0])]
+        sentences = [opening(rng, scenes[0])]
         while len(scenes) < steps:
             found = random_change(rng, scenes[-1], rng.choice(STORY_CHANGES))
             if found is not None:
@@ -152,7 +158,9 @@ def story(rng: random.Random, count: int, steps: int = 3) -> tuple[list[str], li
 
 def read_story(sentences: Sequence[str]) -> Content | None:
     """The content that the picture after these sentences must show, or None where they make no story."""
-    content = read_caption(sentences[0]) if sentences else None
+    if not sentences or not sentences[0].startswith(_FIRST):
+        return None
+    content = read_caption(sentences[0].removeprefix(_FIRST))
     for text in sentences[1:]:
         if content is None:
             return None

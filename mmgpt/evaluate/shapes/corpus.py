@@ -37,7 +37,7 @@ QUESTIONS_PER_IMAGE = 6
 _KEYS = {"stories": "story", "questions": "question", "edits": "edit"}
 _UNIT = 1000
 _PNG_EVERY = 16
-_VERSION = 2
+_VERSION = 3
 
 
 class CorpusError(UserError, RuntimeError):
@@ -248,7 +248,7 @@ def _eval_next_frame(rng: random.Random, folder: Path, key: str, n: int) -> tupl
 
 def _eval_story(rng: random.Random, folder: Path, key: str, n: int) -> tuple[list[dict], dict[str, str]]:
     scene = _scene(rng, (1, 2), evaluation=True)
-    return [{"text": language.caption(rng, scene)}], _meta("story", _counted(scene), scene)
+    return [{"text": changes.opening(rng, scene)}], _meta("story", _counted(scene), scene)
 
 
 def _eval_edit(rng: random.Random, folder: Path, key: str, n: int) -> tuple[list[dict], dict[str, str]]:

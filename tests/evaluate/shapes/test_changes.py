@@ -59,9 +59,10 @@ def test_a_story_reads_back_step_by_step() -> None:
     ],
 )
 def test_a_sentence_that_cannot_follow_is_refused(text: str) -> None:
-    assert read_story(["a small red circle in the top left", text]) is None
+    assert read_story(["first, a small red circle in the top left", text]) is None
 
 
 def test_stories_refuse_an_empty_start_and_what_follows_nonsense() -> None:
     assert read_story([]) is None
+    assert read_story(["a small red circle in the top left"]) is None
     assert read_story(["hello", "the red circle turns blue"]) is None
