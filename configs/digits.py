@@ -38,7 +38,7 @@ def digits_vision() -> Run:
 
 def digits_model() -> Run:
     """Decoder of captions and scans."""
-    source = Source.Config(path="runs/digits/tokens/train", swap=0.7, drop_text=0.05, swapped_media_loss=0.5)
+    source = Source.Config(path="runs/digits/tokens/train", swap=0.7, drop_text=0.05, first_loss=0.5)
     return Run(
         model=Decoder.Config(
             layers=4,

@@ -22,6 +22,9 @@ from mmgpt.train.run import Run, Tokens
 SOURCES = {"pairs": "webdataset", "stories": "jsonl", "clips": "mp4", "questions": "jsonl", "edits": "jsonl"}
 """Sources of the corpus and the format each is imported from."""
 
+CPU = Mesh.Config(cpu_devices=2)
+"""Two devices of a CPU: matmuls this small keep one busy core each."""
+
 TASKS = ("draw", "unseen", "caption", "answer", "next_frame", "story", "edit")
 """Evaluation prompts of the corpus."""
 
@@ -37,6 +40,7 @@ def _vision(folder: str, steps: int) -> Run:
             batch_rows=32,
         ),
         optimizer=Optimizer.Config(learning_rate=0.05, warmup=10, weight_decay=0.0),
+        mesh=CPU,
         steps=steps,
         evaluate_every=steps,
         save_every=steps,
@@ -49,9 +53,11 @@ def _vision(folder: str, steps: int) -> Run:
 def _decoder(
     folder: str, steps: int, model: Decoder.Config, row_length: int, batch_rows: int, learning_rate: float
 ) -> Run:
-    def source(name: str, weight: float, swap: float = 0.0, drop_text: float = 0.0) -> Source.Config:
+    def source(
+        name: str, weight: float, swap: float = 0.0, drop_text: float = 0.0, first_loss: float = 1.0
+    ) -> Source.Config:
         path = f"{folder}/tokens/{name}"
-        return Source.Config(path=path, weight=weight, swap=swap, drop_text=drop_text, swapped_media_loss=0.1)
+        return Source.Config(path=path, weight=weight, swap=swap, drop_text=drop_text, first_loss=first_loss)
 
     return Run(
         model=model,
@@ -59,17 +65,17 @@ def _decoder(
         tokens=Tokens(grammar=Emu3.Config(), text=f"{folder}/text.model", vision=f"{folder}/vision"),
         data=PackedRows.Config(
             sources=(
-                source("pairs", 0.40, swap=0.4, drop_text=0.05),
+                source("pairs", 0.40, swap=0.4, drop_text=0.05, first_loss=0.1),
                 source("questions", 0.18),
                 source("clips", 0.14, swap=0.7),
                 source("edits", 0.16),
-                source("stories", 0.12),
+                source("stories", 0.12, first_loss=0.1),
             ),
             row_length=row_length,
             batch_rows=batch_rows,
         ),
         optimizer=Muon(learning_rate=learning_rate, warmup=100, final=0.05),
-        mesh=Mesh.Config(cpu_devices=2),
+        mesh=CPU,
         steps=steps,
         evaluate_every=max(1, steps // 4),
         save_every=max(1, steps // 4),
@@ -116,7 +122,17 @@ def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
     data = [f"{{dir}}/data/{source}" for source in SOURCES]
     steps.append(
         Step(
-            command=("tokenize", "text", *data, "--size", str(text_size), "--out", "{dir}/text.model"),
+            command=(
+                "tokenize",
+                "text",
+                *data,
+                "--size",
+                str(text_size),
+                "--superwords",
+                "True",
+                "--out",
+                "{dir}/text.model",
+            ),
             makes="text.model",
         )
     )

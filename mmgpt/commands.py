@@ -121,7 +121,11 @@ def data_inspect(
 
 
 def tokenize_text(
-    datasets: tyro.conf.Positional[tuple[Path, ...]], out: Path, size: int = 512, most: int = 200_000
+    datasets: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path,
+    size: int = 512,
+    most: int = 200_000,
+    superwords: bool = False,
 ) -> None:
     """Trains a SentencePiece tokenizer on the text of raw datasets.
 
@@ -130,10 +134,11 @@ def tokenize_text(
         out: the model file to write.
         size: pieces at most.
         most: texts to train on at most, taken evenly.
+        superwords: pieces may hold several words.
     """
     from mmgpt.tokenize.text import train_text
 
-    trained = train_text(list(datasets), out, size, most)
+    trained = train_text(list(datasets), out, size, most, superwords)
     console.print(f"{out}: {trained.size} pieces", highlight=False)
 
 

@@ -105,7 +105,7 @@ class Source:
         weight: float = 1.0  # share of tokens, relative to the other sources
         swap: float = 0.0  # probability that media come before text
         drop_text: float = 0.0  # probability that all text is dropped, for guidance
-        swapped_media_loss: float = 1.0  # loss multiplier on media that were moved before text
+        first_loss: float = 1.0  # loss multiplier on what comes first: text before media, media moved before text
 
         def check(self) -> None:
             """Raises MixtureError on a weight or probability out of range."""
@@ -231,20 +231,30 @@ def merged(
 
 
 def apply_layout(document: Document, flags: int, source: Source.Config) -> Document:
-    """The document as a row holds it: text dropped (DROP), or media moved before text (SWAP)."""
+    """The document as a row holds it: text dropped (DROP), or media moved before text (SWAP).
+
+    What comes first there, and the rest should be predicted from, takes the source's `first_loss`.
+    """
     segments = document.segments
+    media = [isinstance(segment, (Image, Video)) for segment in segments]
+    opening = media.index(True) if True in media else 0  # segments of text before the first medium
+
+    def first(segment: Segment) -> Segment:
+        return dataclasses.replace(segment, loss=segment.loss * source.first_loss)
+
     if flags & DROP:
         segments = tuple(s for s in segments if not isinstance(s, Text))
     elif flags & SWAP:
         front, back, moved = list[Segment](), list[Segment](), False
-        for segment in segments:
-            if isinstance(segment, (Image, Video)):
-                loss = segment.loss * (source.swapped_media_loss if moved else 1.0)
-                front.append(dataclasses.replace(segment, loss=loss))
+        for segment, medium in zip(segments, media, strict=True):
+            moved = moved or isinstance(segment, Text)
+            if medium:
+                front.append(first(segment) if moved else segment)
             else:
-                moved = moved or isinstance(segment, Text)
                 back.append(segment)
         segments = tuple(front + back)
+    else:
+        segments = (*map(first, segments[:opening]), *segments[opening:])
     return dataclasses.replace(document, segments=segments)
 
 

@@ -11,7 +11,7 @@ from mmgpt.data.record import Dataset
 from mmgpt.tokens.text import TextError, TextTokenizer
 
 
-def train_text(datasets: list[Path], out: Path, size: int, most: int) -> TextTokenizer:
+def train_text(datasets: list[Path], out: Path, size: int, most: int, superwords: bool) -> TextTokenizer:
     """Trains on at most `most` documents, spread evenly over all datasets, and writes the model to `out`."""
     opened = [Dataset(path) for path in datasets]
     documents = sum(len(d) for d in opened)
@@ -29,7 +29,7 @@ def train_text(datasets: list[Path], out: Path, size: int, most: int) -> TextTok
                     if isinstance(segment, Text) and segment.text:
                         yield segment.text
 
-    trained = TextTokenizer.train(texts(), size)
+    trained = TextTokenizer.train(texts(), size, superwords)
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, trained.model)
     return trained

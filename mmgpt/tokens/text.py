@@ -35,8 +35,11 @@ class TextTokenizer:
             raise TextError(f"{path}: not a SentencePiece model; train one with `mmgpt tokenize text`.") from e
 
     @classmethod
-    def train(cls, texts: Iterable[str], size: int) -> "TextTokenizer":
-        """A byte-pair model of `size` pieces with byte fallback, so that every text has ids and comes back whole."""
+    def train(cls, texts: Iterable[str], size: int, superwords: bool = False) -> "TextTokenizer":
+        """A byte-pair model of `size` pieces with byte fallback, so that every text has ids and comes back whole.
+
+        `superwords` lets a piece hold several words, such as "in the top left" (arXiv 2503.13423): shorter rows.
+        """
         out = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.Train(
@@ -47,6 +50,7 @@ class TextTokenizer:
                 model_type="bpe",
                 byte_fallback=True,
                 split_digits=True,
+                split_by_whitespace=not superwords,
                 user_defined_symbols=list(DIGITS),
                 unk_id=0,
                 bos_id=-1,

@@ -206,8 +206,8 @@ def test_the_cache_changes_nothing(config):
         assert all(same(a, b) for a, b in zip(cached, rows.batches(0), strict=True))
 
 
-def test_swapped_media_take_their_loss(config):
-    halved = config.sources[0].replace(swap=1.0, drop_text=0.0, swapped_media_loss=0.5)
+def test_what_comes_first_takes_its_loss(config):
+    halved = config.sources[0].replace(swap=1.0, drop_text=0.0, first_loss=0.5)
     stream = next(build(config.replace(sources=(halved,))).batches(0)).streams["tokens"]
     codes = (stream.target >= 1000) & (stream.weight > 0)
     assert codes.any() and (stream.weight[codes] == 0.5).all()

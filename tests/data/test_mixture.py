@@ -73,7 +73,7 @@ def test_lengths_and_layouts_are_those_of_the_documents():
 
 
 def test_layout_of_a_document():
-    config = Source.Config(path="x", swapped_media_loss=0.5)
+    config = Source.Config(path="x", first_loss=0.5)
     document = Document(key="d", segments=(image(), text(2), image(1, 1), text(3)), meta={"a": "b"})
     assert mixture.apply_layout(document, 0, config) is not None
     assert equal(mixture.apply_layout(document, 0, config), document)
@@ -82,6 +82,11 @@ def test_layout_of_a_document():
     swapped = mixture.apply_layout(document, SWAP, config)
     assert [type(s) for s in swapped.segments] == [Image, Image, Text, Text]
     assert [s.loss for s in swapped.segments] == [1.0, 0.5, 1.0, 1.0]  # only what was moved
+    told = Document(key="t", segments=(text(2), text(1), image(), text(3)), meta={})
+    assert [s.loss for s in mixture.apply_layout(told, 0, config).segments] == [0.5, 0.5, 1.0, 1.0]
+    assert [s.loss for s in mixture.apply_layout(told, SWAP, config).segments] == [0.5, 1.0, 1.0, 1.0]
+    words = Document(key="w", segments=(text(2), text(1)), meta={})
+    assert equal(mixture.apply_layout(words, 0, config), words)  # nothing follows that it could be the prompt of
     assert swapped.meta == document.meta and len(swapped.segments[3].ids) == 3
 
 

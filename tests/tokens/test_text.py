@@ -75,3 +75,10 @@ def test_what_is_no_model_is_told(tmp_path) -> None:
             TextTokenizer.load(tmp_path / "text.model")
     with pytest.raises(TextError, match="lower the size or give more text"):
         TextTokenizer.train(tiny.SENTENCES, 20)
+
+
+def test_superwords_hold_several_words_and_come_back_whole() -> None:
+    texts = ["a red circle in the top left", "a blue square in the top left", "in the top left a tiny ring"] * 20
+    plain, fused = (TextTokenizer.train(iter(texts), 320, superwords=superwords) for superwords in (False, True))
+    assert len(fused.encode("in the top left")) < len(plain.encode("in the top left")) == 4
+    assert all(fused.decode(fused.encode(text)) == text for text in texts)
