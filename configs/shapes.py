@@ -65,11 +65,11 @@ def _decoder(
         tokens=Tokens(grammar=Emu3.Config(), text=f"{folder}/text.model", vision=f"{folder}/vision"),
         data=PackedRows.Config(
             sources=(
-                source("pairs", 0.40, swap=0.4, drop_text=0.05, first_loss=0.1),
-                source("questions", 0.18),
-                source("clips", 0.14, swap=0.7),
-                source("edits", 0.16),
-                source("stories", 0.12, first_loss=0.1),
+                source("pairs", 0.44, swap=0.5, drop_text=0.05, first_loss=0.1),
+                source("questions", 0.24),
+                source("clips", 0.10, swap=0.7),
+                source("edits", 0.14),
+                source("stories", 0.08, first_loss=0.1),
             ),
             row_length=row_length,
             batch_rows=batch_rows,
@@ -149,7 +149,7 @@ def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
 
 def quickstart() -> Recipe:
     """From nothing to `runs/quickstart/report.html` in 14 minutes on 2 cores."""
-    sizes = {"pairs": 7000, "stories": 1400, "clips": 1800, "questions": 3000, "edits": 2500, "eval-each": 100}
+    sizes = {"pairs": 12000, "stories": 1400, "clips": 1800, "questions": 6000, "edits": 3600, "eval-each": 100}
     return _road("quickstart", tuple(f"--{k}={v}" for k, v in sizes.items()), text_size=512)
 
 

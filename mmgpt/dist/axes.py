@@ -3,6 +3,8 @@
 Models name logical axes where an array is made ("batch seq embed"); everything about sharding is in this file.
 """
 
+import math
+
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -89,6 +91,11 @@ def spec(axes: str, table: Table, shape: tuple[int, ...] | None = None, what: st
             )
         entries.append(mesh_axes if len(mesh_axes) > 1 else mesh_axes[0] if mesh_axes else None)
     return PartitionSpec(*entries)
+
+
+def ways(axis: str, mesh: jax.sharding.Mesh) -> int:
+    """Into how many parts a mesh divides an activation's logical axis."""
+    return math.prod(mesh.shape[a] for a in ACT[axis])
 
 
 def sharding(axes: str, table: Table, shape: tuple[int, ...] | None = None, what: str = "array") -> NamedSharding:

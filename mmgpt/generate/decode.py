@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -53,7 +52,7 @@ class Generator:
         grammar = opened.built.grammar
         if grammar is None:
             raise config.ConfigError("this run does not model tokens: generation needs a run with a grammar.")
-        ways = math.prod(opened.built.mesh.shape[axis] for axis in rules.ACT["batch"])
+        ways = rules.ways("batch", opened.built.mesh)
         self.opened, self.grammar, self.batch = opened, grammar, -(-batch // ways) * ways
         self.automaton: Automaton = grammar.automaton(tuple(sizes))
 

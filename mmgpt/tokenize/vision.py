@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmgpt.core.config import ConfigError
+from mmgpt.dist import axes as rules
 from mmgpt.models import VisionConfig
 from mmgpt.train.run import Opened, open_run
 
@@ -15,10 +16,12 @@ class VisionTokenizer:
     """The tokenizer of a run: `codebooks` are the sizes in the order of a place's codes, `patch` its pixels a side."""
 
     def __init__(self, opened: Opened, batch: int = 64):
+        """`batch` pictures at a time or a few more, so that they divide over the devices."""
         model = opened.built.run.model
         if not isinstance(model, VisionConfig):
             raise ConfigError("this run trains no image tokenizer; name one that does.")
-        self._opened, self._batch = opened, batch
+        ways = rules.ways("batch", opened.built.mesh)
+        self._opened, self._batch = opened, -(-batch // ways) * ways
         self.codebooks, self.patch = model.codebooks, model.patch
         structure = opened.built.structure
         self._encode = jax.jit(lambda p, v, x: structure.merge(p, v).encode(x.astype(jnp.float32) / 127.5 - 1.0))

@@ -5,15 +5,14 @@ import time
 import jax
 import jax.numpy as jnp
 
+from mmgpt.dist import axes as rules
 from mmgpt.nn.param import act
 
 
 def matmul_peak(size: int = 2048, repeats: int = 3) -> float:
     """Best float32 FLOP/s of plain square matmuls, one on each device at once; inside `jax.set_mesh`."""
-    shape = (jax.device_count(), size, size)
-    # The batch axes have fewer ways where a mesh splits sequences or heads: then each device takes several.
+    shape = (rules.ways("batch", jax.sharding.get_mesh()), size, size)
     a = jax.jit(lambda: act(jnp.ones(shape, jnp.float32), "batch height width"))()
-    ways = a.shape[0] // a.sharding.shard_shape(shape)[0]
     product = jax.jit(lambda a: jnp.einsum("nij,njk->nik", a, a))
     product(a).block_until_ready()
     best = float("inf")
@@ -21,8 +20,7 @@ def matmul_peak(size: int = 2048, repeats: int = 3) -> float:
         begin = time.perf_counter()
         product(a).block_until_ready()
         best = min(best, time.perf_counter() - begin)
-    done = jax.device_count() * shape[0] / ways  # replicas do the same work again
-    return 2.0 * done * size**3 / best
+    return 2.0 * jax.device_count() * size**3 / best  # devices that share a row each do all of its work
 
 
 class Meter:

@@ -1,5 +1,9 @@
 """The mesh and the rules table: what cannot be is told at start-up, with the names in it."""
 
+import os
+import subprocess
+import sys
+
 import jax
 import pytest
 
@@ -20,6 +24,14 @@ def test_one_size_may_be_left_open() -> None:
 def test_sizes_that_do_not_fill_the_devices_are_told(sizes: dict[str, int]) -> None:
     with pytest.raises(ShardingError, match=r"multiply to the 8 devices.*--mesh.tensor"):
         Mesh.Config(**sizes).build()
+
+
+@pytest.mark.parametrize("flags, devices", [("", 3), ("--xla_force_host_platform_device_count=5", 5)])
+def test_a_cpu_is_split_unless_the_environment_says_how(flags: str, devices: int) -> None:
+    code = "from mmgpt.dist.mesh import Mesh; print(Mesh.Config(cpu_devices=3).build().size)"
+    env = {k: v for k, v in os.environ.items() if k != "JAX_NUM_CPU_DEVICES"} | {"XLA_FLAGS": flags}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == str(devices), done.stderr
 
 
 def test_logical_axes_become_mesh_axes() -> None:
