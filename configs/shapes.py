@@ -65,11 +65,11 @@ def _decoder(
         tokens=Tokens(grammar=Emu3.Config(), text=f"{folder}/text.model", vision=f"{folder}/vision"),
         data=PackedRows.Config(
             sources=(
-                source("pairs", 0.44, swap=0.5, drop_text=0.05, first_loss=0.1),
-                source("questions", 0.24),
+                source("pairs", 0.44, swap=0.45, drop_text=0.05, first_loss=0.1),
+                source("questions", 0.22),
                 source("clips", 0.10, swap=0.7),
-                source("edits", 0.14),
-                source("stories", 0.08, first_loss=0.1),
+                source("edits", 0.15),
+                source("stories", 0.09, first_loss=0.1),
             ),
             row_length=row_length,
             batch_rows=batch_rows,
@@ -94,7 +94,7 @@ def quickstart_model() -> Run:
     model = Decoder.Config(
         layers=4, embed=128, mlp=344, heads=4, kv_heads=2, head_dim=32, rope_grid=4, places=4, scan=False
     )
-    return _decoder("runs/quickstart", 1600, model, row_length=208, batch_rows=8, learning_rate=1e-2)
+    return _decoder("runs/quickstart", 2600, model, row_length=208, batch_rows=8, learning_rate=4e-3)
 
 
 def shapes_vision() -> Run:
@@ -107,7 +107,7 @@ def shapes_model() -> Run:
     model = Decoder.Config(
         layers=6, embed=256, mlp=704, heads=4, kv_heads=2, head_dim=64, rope_grid=10, places=4, scan=False
     )
-    return _decoder("runs/shapes", 4000, model, row_length=208, batch_rows=16, learning_rate=6e-3)
+    return _decoder("runs/shapes", 4000, model, row_length=208, batch_rows=16, learning_rate=3e-3)
 
 
 def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
