@@ -21,7 +21,7 @@ from mmgpt.train.run import Run, Tokens
 def digits_vision() -> Run:
     """Image tokenizer of the scans: 4 x 4 patches of their 16 x 16 pixels."""
     return Run(
-        model=GainShapeVQ.Config(patch=4, side=8, stride=4, masks=256, worth=0.4, rounds=8),
+        model=GainShapeVQ.Config(patch=4, side=4, stride=4, masks=256, colours=8, worth=0.1, rounds=1),
         objective=Autoencode.Config(),
         data=ImageRows.Config(
             sources=(Pictures.Config(path="runs/digits/data/train"),), height=16, width=16, batch_rows=64

@@ -37,9 +37,11 @@ def main(argv: list[str] | None = None) -> int:
         _complain(f"error: {e}")
         return 1
     except OSError as e:
-        if e.errno != errno.ENOSPC:
-            raise
-        _complain(f"error: the disk is full ({e.filename}); free some space and run the same command again.")
+        where = f"{e.filename}: " if e.filename else ""
+        if e.errno == errno.ENOSPC:
+            _complain(f"error: {where}the disk is full; free some space and run the same command again.")
+        else:
+            _complain(f"error: {where}{e.strerror or e}. Give a path that this process can read or write.")
         return 1
     except KeyboardInterrupt:
         _complain("interrupted")

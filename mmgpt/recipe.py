@@ -70,7 +70,10 @@ def run_recipe(recipe: Recipe, extra: list[str]) -> int:
 
 
 def _times(path: Path) -> dict[str, dict[str, float]]:
-    return json.loads(path.read_text()) if path.exists() else {}
+    try:
+        return json.loads(path.read_text()) if path.exists() else {}
+    except ValueError as e:
+        raise RecipeError(f"{path}: not what `mmgpt run` writes ({e}); delete it.") from e
 
 
 def _environment() -> dict[str, str]:

@@ -154,4 +154,10 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
 
     monkeypatch.setitem(cli.COMMANDS, "train", (full, ""))
     assert call("train") == 1
-    assert "the disk is full (runs/x); free some space" in one_error(capsys)
+    assert "runs/x: the disk is full; free some space" in one_error(capsys)
+
+
+def test_a_path_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("config", "quickstart_model", "--json", str(tmp_path)) == 1
+    error = capsys.readouterr().err
+    assert error.startswith(f"error: {tmp_path}: Is a directory.") and "Traceback" not in error

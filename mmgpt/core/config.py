@@ -74,7 +74,11 @@ def load(path: Path) -> Any:
     """The config tree of a snapshot file."""
     if not path.is_file():
         raise ConfigError(f"{path}: no such file. A run folder holds its config as config.json.")
-    return from_json(path.read_text(), str(path))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as e:
+        raise ConfigError(f"{path}: not a text file ({e}). Write it with `mmgpt config PRESET --json FILE`.") from e
+    return from_json(text, str(path))
 
 
 def _class(name: str, where: str) -> type[Config]:

@@ -1,5 +1,6 @@
 """What a run tells: console lines, progress, metrics and samples; and files written whole or not at all."""
 
+import contextlib
 import io
 import json
 import math
@@ -86,16 +87,19 @@ def _lines(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
 
 def write_atomic(path: Path, data: bytes | str) -> None:
     """Writes a file that appears whole under its name, or not at all; raises OSError and leaves nothing else."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with open(temporary, "wb") as file:
             file.write(data.encode() if isinstance(data, str) else data)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
+    except BaseException as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            error.filename = str(path)  # a failed write names no file
         raise
 
 

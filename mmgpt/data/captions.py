@@ -52,7 +52,9 @@ def parse(parts: dict[str, bytes]) -> tuple[str, dict[str, str]]:
 def _load_json(data: bytes) -> dict[str, Any]:
     try:
         value = json.loads(as_text(data))
-    except (json.JSONDecodeError, RecursionError) as e:
+    except FileError:
+        raise
+    except (ValueError, RecursionError) as e:  # ValueError: also an integer of thousands of digits
         raise FileError("malformed JSON", str(e)) from e
     if not isinstance(value, dict):
         raise FileError("wrong type", f"the JSON is a {type(value).__name__}, expected a table")

@@ -24,7 +24,7 @@ def check_relative(name: str) -> str:
     """`name` if it is a plain relative path below its folder; FileError "unsafe path" for anything else."""
     path = PurePosixPath(name)
     foreign = _SCHEME.match(name) or "\\" in name or not name.isprintable()
-    if not name or foreign or path.is_absolute() or ".." in path.parts:
+    if not path.parts or foreign or path.is_absolute() or ".." in path.parts:
         raise FileError("unsafe path", f"{name[:200]!r} must be relative, below the folder, and no URL")
     return name
 

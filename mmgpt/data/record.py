@@ -183,8 +183,8 @@ def write_manifest(
 class Writer:
     """Writes a dataset folder, as a context manager; an exception inside leaves at most the rejects file.
 
-    A half-written folder is cleaned first; a complete one raises DatasetError unless `overwrite`, and so does a
-    folder that holds anything else.
+    A half-written folder is cleaned first; a complete one raises DatasetError unless `overwrite`, which keeps it until
+    the new one is complete; a folder that holds anything else always does.
     """
 
     def __init__(
@@ -197,7 +197,10 @@ class Writer:
         overwrite: bool = False,
         meta: dict[str, Any] | None = None,
     ) -> None:
-        self.directory = directory
+        self._target = directory
+        self._replaces = overwrite and (directory / _MANIFEST).exists()
+        # A dataset that is overwritten stays whole until the new one is.
+        self.directory = directory.with_name(f".{directory.name}.new") if self._replaces else directory
         self.name = name
         self.meta = dict(meta or {})
         self.rejected = 0
@@ -207,6 +210,8 @@ class Writer:
         self._shard: _ShardWriter | None = None
         with _writing(directory):
             _prepare(directory, overwrite)
+            self.directory.mkdir(exist_ok=True)
+            _clean(self.directory)
             self._rejects = open(self.rejects_path, "w", encoding="utf-8")  # noqa: SIM115
 
     @property
@@ -239,6 +244,12 @@ class Writer:
         with _writing(self.rejects_path):
             self._rejects.close()
         write_manifest(self.directory, self.name, self._infos, self.rejected, self.meta)
+        if self._replaces:
+            with _writing(self._target):
+                _clean(self._target)
+                for path in sorted(self.directory.iterdir(), key=lambda path: path.name == _MANIFEST):  # it goes last
+                    path.replace(self._target / path.name)
+                self.directory.rmdir()
 
     def abort(self) -> None:
         """Removes everything written but the rejects file."""
@@ -271,13 +282,12 @@ class Writer:
 
 def _prepare(directory: Path, overwrite: bool) -> None:
     if (directory / _MANIFEST).exists() and not overwrite:
-        raise DatasetError(f"{directory}: already holds a dataset. Remove the folder, or pass --overwrite.")
+        raise DatasetError(f"{directory}: already holds a dataset. Remove the folder, or pass --overwrite True.")
     directory.mkdir(parents=True, exist_ok=True)
     ours = {path for pattern in _OURS for path in directory.glob(pattern)}
     foreign = sorted(path.name for path in directory.iterdir() if path not in ours)
     if foreign:
         raise DatasetError(f"{directory}: is not a dataset folder, it holds {foreign[0]!r}. Choose an empty folder.")
-    _clean(directory)
 
 
 def _clean(directory: Path, keep: str = "") -> None:

@@ -29,7 +29,7 @@ class Mesh:
         def split_cpu(self) -> None:
             """Makes the CPU devices; to be called before JAX touches one."""
             said = "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", "")
-            if self.cpu_devices > 1 and jax.config.jax_num_cpu_devices < 0 and not (said or devices_in_use()):
+            if self.cpu_devices > 1 and jax.config.values["jax_num_cpu_devices"] < 0 and not (said or devices_in_use()):
                 jax.config.update("jax_num_cpu_devices", self.cpu_devices)
 
         def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:

@@ -69,6 +69,10 @@ def generate(
     """
     if count < 1:
         raise GenerateError(f"--count is {count}: ask for at least one.")
+    if not 0 <= seed < 2**31:
+        raise GenerateError(f"--seed is {seed}; it goes from 0 to {2**31 - 1}.")
+    if prompt.encode(errors="replace") != prompt.encode(errors="surrogatepass"):
+        raise GenerateError("--prompt is not UTF-8; write it in a UTF-8 terminal.")
     if add_frames and (video is None or image is not None or prompt):
         raise GenerateError("--add-frames goes on with a video: give --video alone, without --image and --prompt.")
     clip = None if video is None else decode_video(_read(video))[0]
@@ -103,6 +107,8 @@ def _room(model: Model, document: Document, asked: int) -> int:
             f"the prompt takes {used} tokens and the run was trained on rows of {data.row_length}: nothing is left to "
             "generate. Give a shorter prompt."
         )
+    if asked < 0:
+        raise GenerateError(f"--room is {asked}; give the new tokens at most, or 0 for all that a row has left.")
     return min(asked, free) if asked else free
 
 

@@ -52,6 +52,8 @@ class Generator:
         grammar = opened.built.grammar
         if grammar is None:
             raise config.ConfigError("this run does not model tokens: generation needs a run with a grammar.")
+        if batch < 1:
+            raise config.ConfigError(f"the batch is {batch} prompts; it must be at least 1.")
         ways = rules.ways("batch", opened.built.mesh)
         self.opened, self.grammar, self.batch = opened, grammar, -(-batch // ways) * ways
         self.automaton: Automaton = grammar.automaton(tuple(sizes))

@@ -32,7 +32,7 @@ class GainShapeVQ(nnx.Module):
         """Sizes in pixels: a place is `patch` wide, masks `side` (even), and their centres lie `stride` apart.
 
         A place paints only if that saves `worth` of squared error (pixels in -1..1, summed), at most once in `rounds`
-        rounds. With `stride` equal to `patch` there is one centre a place, and it has no code.
+        rounds. With `stride` equal to `patch` there is one centre, the place's middle, and it has no code.
         """
 
         patch: int = 16
@@ -49,6 +49,21 @@ class GainShapeVQ(nnx.Module):
             return min(2 * self.stride, self.patch)
 
         @property
+        def centres(self) -> int:
+            """How many rows, and as many columns, of centres a place has."""
+            return self.patch // self.stride
+
+        @property
+        def first(self) -> int:
+            """Pixels from a place's corner to its first centre."""
+            return self.patch // 2 if self.centres == 1 else 0
+
+        @property
+        def overlapping(self) -> bool:
+            """Whether two places can paint the same pixel; if not, one round is enough."""
+            return self.centres > 1 or self.side > self.patch
+
+        @property
         def plateau(self) -> int:
             """How many of a mask's highest pixels are brought to 1: fewer than the smallest object has."""
             return max(1, self.side**2 // 13)
@@ -56,8 +71,8 @@ class GainShapeVQ(nnx.Module):
         @property
         def codebooks(self) -> tuple[int, ...]:
             """Colours, masks, and rows and columns of centres; code 0 of each is "nothing painted here"."""
-            centres = self.patch // self.stride
-            return (self.colours + 1, self.masks + 1, *((centres + 1, centres + 1) if centres > 1 else ()))
+            place = (self.centres + 1,) * 2 if self.centres > 1 else ()
+            return (self.colours + 1, self.masks + 1, *place)
 
         def step_flops(self, batch: Batch) -> float:
             """Matmul operations of one training step: the search of every round."""
@@ -178,8 +193,9 @@ def _centres(codes_BHWC: jax.Array) -> jax.Array:
 def _corner(centre_BHW2: jax.Array, c: GainShapeVQ.Config) -> tuple[jax.Array, jax.Array]:
     """First row and column `[B, h * w]` of each place's window in a picture padded by half a side."""
     B, h, w, _ = centre_BHW2.shape
-    rows = c.patch * jnp.arange(h, dtype=jnp.int32)[None, :, None] + c.stride * centre_BHW2[..., 0]
-    columns = c.patch * jnp.arange(w, dtype=jnp.int32)[None, None, :] + c.stride * centre_BHW2[..., 1]
+    down, across = (c.patch * jnp.arange(n, dtype=jnp.int32) + c.first for n in (h, w))
+    rows = down[None, :, None] + c.stride * centre_BHW2[..., 0]
+    columns = across[None, None, :] + c.stride * centre_BHW2[..., 1]
     return rows.reshape(B, -1), columns.reshape(B, -1)
 
 
@@ -228,7 +244,9 @@ def _pursue(wanted_BHWC: jax.Array, books: Codebooks, c: GainShapeVQ.Config) -> 
         left = wanted_BHWC - _overlaid(_painted(codes, books), _centres(codes), c)
         best, gain = _best(left, books, c)
         gain = jnp.where(codes[..., 1] > 0, 0.0, gain)  # a place paints once
-        paints = (gain > c.worth) & _highest_nearby(gain)
+        paints = gain > c.worth
+        if c.overlapping:
+            paints &= _highest_nearby(gain)
         codes = jnp.where(paints[..., None], best, codes)
     return codes
 
@@ -244,11 +262,14 @@ def _best(left_BHWC: jax.Array, books: Codebooks, c: GainShapeVQ.Config) -> tupl
         explained = (jnp.square(red) + jnp.square(green) + jnp.square(blue)) / _size(masks_MKK)[None, None, None]
         return 2.0 * explained - power
 
-    # First at half the resolution, which takes a quarter of the operations, and at every other centre.
-    blurred = _halved(_pad(energetic, c.side // 2))
-    coarse = jnp.max(scores(blurred, _halved(books.masks[..., None])[..., 0], c.coarse // 2), axis=-1)
-    _, centre = _highest_in_place(coarse, c)
-    grid = centre.shape[:3]
+    B, H, W, _ = left_BHWC.shape
+    grid = B, H // c.patch, W // c.patch
+    centre = jnp.zeros((*grid, 2), jnp.int32)
+    if c.centres > 1:
+        # First at half the resolution, which takes a quarter of the operations, and at every other centre.
+        blurred = _halved(_pad(energetic, c.side // 2))
+        coarse = jnp.max(scores(blurred, _halved(books.masks[..., None])[..., 0], c.coarse // 2), axis=-1)
+        _, centre = _highest_in_place(coarse, c)
 
     # Then every mask at the centres between: a few small windows, and not the whole picture.
     step, wider = c.coarse // c.stride, c.coarse - c.stride
@@ -314,6 +335,10 @@ def _bell(side: int) -> jax.Array:
 def _middle(x_BHWC: jax.Array, c: GainShapeVQ.Config) -> tuple[jax.Array, jax.Array]:
     """`(held [B, h, w], centre [B, h, w, 2])`: the most that a window of each place holds in its middle, and where."""
     power = jnp.sum(jnp.square(x_BHWC), axis=-1, keepdims=True)
+    if c.centres == 1:
+        B, H, W, _ = x_BHWC.shape
+        centre = jnp.zeros((B, H // c.patch, W // c.patch, 2), jnp.int32)
+        return jnp.einsum("nijc,ij->n", _cut(power, centre, c), _bell(c.side)).reshape(centre.shape[:3]), centre
     held = _correlated(_pad(power, c.side // 2), _bell(c.side)[None], c.coarse)[:, 0, :, :, 0]
     return _highest_in_place(held, c)
 

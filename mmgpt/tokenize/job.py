@@ -201,6 +201,8 @@ def tokenize_dataset(
     """
     if area < image.patch**2:
         raise JobError(f"area {area} holds no patch of {image.patch}x{image.patch} pixels; raise the area.")
+    if batch < 1:
+        raise JobError(f"the batch is {batch} pictures; it must be at least 1.")
     if not 0 <= share[0] < share[1]:
         raise JobError(f"share {share[0]} of {share[1]} does not exist; shares are 0 to n - 1 of n.")
     dataset = Dataset(source)

@@ -61,7 +61,7 @@ class TextTokenizer:
             )
         except RuntimeError as e:
             raise TextError(
-                f"training a text tokenizer of {size} pieces failed: {e}; lower the size or give more text."
+                f"training a text tokenizer of {size} pieces failed: {e}; give another size or more text."
             ) from e
         return cls(out.getvalue())
 

@@ -1,5 +1,6 @@
 """The training loop: the order of events, and nothing else."""
 
+import contextlib
 import dataclasses
 import time
 from collections.abc import Callable
@@ -14,8 +15,8 @@ from mmgpt.core.stream import Batch
 from mmgpt.data.loader import Rows
 from mmgpt.dist import hosts
 from mmgpt.train import state as states
-from mmgpt.train.checkpoint import Checkpoints
-from mmgpt.train.run import Built, Opened, Run, build, build_rows, claim
+from mmgpt.train.checkpoint import CheckpointError, Checkpoints
+from mmgpt.train.run import Built, Opened, Run, alone, build, build_rows, claim
 from mmgpt.train.speed import Meter, matmul_peak
 from mmgpt.train.step import make_evaluation, make_step, place
 
@@ -36,7 +37,8 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None) -> Outcome:
     hosts.start()
     going_on = claim(run, run_dir)
     built = build(run)
-    with jax.set_mesh(built.mesh), run.checkpoint.build(run_dir / "checkpoints") as checkpoints:
+    held = alone(run_dir) if hosts.is_lead() else contextlib.nullcontext()
+    with held, jax.set_mesh(built.mesh), run.checkpoint.build(run_dir / "checkpoints") as checkpoints:
         rows = build_rows(built, run_dir)
         metrics = Metrics(run_dir)
         try:
@@ -114,7 +116,11 @@ def _steps(
             meter.resume()
         if done % run.save_every == 0 or done == run.steps or preempted:
             checkpoints.save(done, state, done * rows.batch_rows, {"steps": run.steps})
-    checkpoints.wait()
+    if not checkpoints.wait():
+        raise CheckpointError(
+            f"{checkpoints.directory}: step {done} is done, but could not be saved; free some space and run the same "
+            "command again, which goes on from the newest checkpoint there."
+        )
     return Outcome(done, preempted and done < run.steps)
 
 

@@ -1,8 +1,11 @@
 """A run as a config, the objects it is built into, and a finished run opened again for inference."""
 
+import contextlib
 import dataclasses
+import fcntl
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from mmgpt.core import config
 from mmgpt.core.config import ConfigError
 from mmgpt.core.log import console, write_atomic
 from mmgpt.data.loader import Rows, RowsConfig
+from mmgpt.dist import axes as rules
 from mmgpt.dist.mesh import Mesh
 from mmgpt.models import ModelConfig, VisionConfig
 from mmgpt.objectives.objective import Objective, ObjectiveConfig
@@ -96,8 +100,32 @@ class Built:
     optimizer: Optimizer
 
 
+def _check(run: Run) -> None:
+    """ConfigError on numbers that make no run."""
+    least = {"steps": 1, "log_every": 1, "evaluate_every": 1, "save_every": 1, "held_out_batches": 1, "samples": 0}
+    values = {name: (getattr(run, name), low) for name, low in least.items()}
+    values |= {f"data.{name}": (value, 1) for name, value in vars(run.data).items() if name in _SIZES}
+    values["mesh.cpu_devices"] = run.mesh.cpu_devices, 1
+    for name, (value, low) in values.items():
+        if value < low:
+            raise ConfigError(f"{name} is {value}; it must be at least {low}.")
+    if run.ema is not None and not 0 < run.ema < 1:
+        raise ConfigError(f"ema is {run.ema}; it is the decay of an average, between 0 and 1.")
+    if isinstance(run.model, VisionConfig):
+        for name in ("height", "width"):
+            if getattr(run.data, name, 0) % run.model.patch:
+                raise ConfigError(
+                    f"data.{name} {getattr(run.data, name)} is not a multiple of the model's patch of "
+                    f"{run.model.patch} pixels; change one of them."
+                )
+
+
+_SIZES = ("batch_rows", "row_length", "height", "width")
+
+
 def build(run: Run) -> Built:
     """Builds everything but the data. Model and objective are fitted to the grammar's vocabulary first."""
+    _check(run)
     grammar = run.tokens.build() if run.tokens is not None else None
     model, objective = run.model, run.objective
     if grammar is not None:
@@ -111,9 +139,35 @@ def build(run: Run) -> Built:
 def build_rows(built: Built, run_dir: Path) -> Rows:
     """The loader of all rows the run will see."""
     run = built.run
+    ways = rules.ways("batch", built.mesh)
+    if run.data.batch_rows % ways:
+        raise ConfigError(
+            f"data.batch_rows {run.data.batch_rows} does not divide over {ways} devices; give a multiple of {ways}, "
+            "or another mesh."
+        )
     return run.data.build(
         built.grammar, seed=run.seed, rows=run.steps * run.data.batch_rows, rejects=run_dir / "rejects.jsonl"
     )
+
+
+def _begun(run_dir: Path) -> bool:
+    """Whether a step was taken there; a run that failed before may be tried again with another config."""
+    return (run_dir / "metrics.jsonl").exists() or any((run_dir / "checkpoints").glob("*"))
+
+
+@contextlib.contextmanager
+def alone(run_dir: Path) -> Iterator[None]:
+    """Holds the run folder against a second training process; ConfigError where one is at work."""
+    with open(run_dir / "lock", "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as e:
+            raise ConfigError(
+                f"{run_dir}: another process trains there. Wait for it, or give another --run-dir."
+            ) from e
+        except OSError:
+            pass  # a file system without locks
+        yield
 
 
 def claim(run: Run, run_dir: Path) -> bool:
@@ -125,13 +179,13 @@ def claim(run: Run, run_dir: Path) -> bool:
     if path.exists():
         before = config.load(path)
         changed = {key: pair for key, pair in config.difference(run, before).items() if not key.startswith(CHANGEABLE)}
-        if changed:
+        if changed and _begun(run_dir):
             lines = "\n".join(f"  {key}: {old!r} there, {new!r} asked" for key, (old, new) in changed.items())
             raise ConfigError(
                 f"{run_dir} holds a run of another config:\n{lines}\nGive another --run-dir, or the config as it was."
             )
     run_dir.mkdir(parents=True, exist_ok=True)
-    known = path.exists()
+    known = path.exists() and _begun(run_dir)
     write_atomic(path, config.to_json(run))
     with open(run_dir / "command.txt", "a") as f:
         f.write(" ".join(sys.argv) + "\n")

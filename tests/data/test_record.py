@@ -214,9 +214,14 @@ def test_a_complete_folder_is_not_overwritten_unasked(tmp_path: Path):
     with pytest.raises(DatasetError, match="--overwrite"):
         Writer(tmp_path / "d", name="other")
     assert len(Dataset(tmp_path / "d")) == 10
+    with pytest.raises(RuntimeError, match="stop"), Writer(tmp_path / "d", name="other", overwrite=True) as writer:
+        writer.write(example())
+        raise RuntimeError("stop")
+    assert len(Dataset(tmp_path / "d")) == 10  # whole until the new one is
     with Writer(tmp_path / "d", name="other", overwrite=True) as writer:
         writer.write(example())
-    assert len(Dataset(tmp_path / "d")) == 1
+        assert len(Dataset(tmp_path / "d")) == 10
+    assert len(Dataset(tmp_path / "d")) == 1 and [path.name for path in tmp_path.iterdir()] == ["d"]
 
 
 def test_a_foreign_folder_is_left_alone(tmp_path: Path):

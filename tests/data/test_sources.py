@@ -185,6 +185,7 @@ def test_jsonl_reads_interleaved_documents(tmp_path: Path):
         "data:,x",
         "a\\b",
         "a\0b",
+        ".",
     ],
 )
 def test_jsonl_media_stay_below_their_folder(tmp_path: Path, name: str):
@@ -198,6 +199,8 @@ def test_jsonl_media_stay_below_their_folder(tmp_path: Path, name: str):
         (b'{"key": "a", ', "malformed JSON"),
         (b"[" * 100_000, "malformed JSON"),
         (b'{"key": "a", "segments": [{"text": "a", "loss": NaN}]}', "malformed JSON"),
+        (b'{"key": "a", "segments": [{"text": "a", "loss": ' + b"1" * 5000 + b"}]}", "malformed JSON"),
+        ({"key": "a", "segments": [{"text": "a", "loss": 1e200}]}, "wrong type"),
         (b'{"key": "caf\xe9"}', "not UTF-8"),
         ([], "wrong type"),
         ({"segments": [{"text": "a"}]}, "wrong type"),
@@ -224,6 +227,13 @@ def test_jsonl_rejects_one_line_and_goes_on(tmp_path: Path, item: object, reason
     documents, rejects = read("jsonl", lines(tmp_path, good, item, {**good, "key": "last"}))
     assert [d.key for d in documents] == ["good", "last"]
     assert [(r.partition(":")[0], p.rpartition(":")[2]) for _, r, p in rejects] == [(reason, "2")]
+
+
+@pytest.mark.parametrize(("name", "suffix"), [("jsonl", "jsonl"), ("webdataset", "tar")])
+def test_a_folder_that_is_named_like_a_file_is_rejected(tmp_path: Path, name: str, suffix: str):
+    (tmp_path / f"a.{suffix}").mkdir()
+    documents, rejects = read(name, tmp_path)
+    assert not documents and list(reasons(rejects)) == [f"a.{suffix}"]
 
 
 def test_jsonl_needs_a_file(tmp_path: Path):

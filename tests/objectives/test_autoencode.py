@@ -137,6 +137,19 @@ def test_the_first_round_paints_what_a_search_over_all_codes_finds() -> None:
     assert (expected > 0).any() and np.array_equal(codes, expected)
 
 
+def test_places_that_do_not_overlap_give_their_codes_back() -> None:
+    c = GainShapeVQ.Config(patch=4, side=4, stride=4, masks=5, colours=3, worth=0.1, rounds=1)
+    rng = np.random.default_rng(0)
+    model = c.build(nnx.Rngs(0))
+    model.masks[...] = jnp.asarray(rng.uniform(0.1, 1, (5, 4, 4)), jnp.float32)
+    model.colours.codebook[...] = jnp.asarray(rng.normal(size=(3, 3)), jnp.float32)
+    codes = np.stack([rng.integers(1, size + 1, (2, 3, 4)) for size in (3, 5)], axis=-1)
+    codes[0, 1, 2] = 0
+    pixels = jax.jit(model.decode)(codes)
+    assert pixels.shape == (2, 12, 16, 3) and not np.any(np.asarray(pixels)[0, 4:8, 8:12])
+    assert np.array_equal(jax.jit(model.encode)(pixels), codes)
+
+
 def test_rows_without_a_picture_do_not_count() -> None:
     structure = Structure(MODEL.build, seed=0)
     params, variables = (tiny.drawn(part) for part in structure.abstract())

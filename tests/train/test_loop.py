@@ -19,9 +19,12 @@ from mmgpt.core.config import ConfigError
 from mmgpt.core.log import read_metrics
 from mmgpt.dist.mesh import Mesh
 from mmgpt.train import state as states
-from mmgpt.train.run import Run, claim
+from mmgpt.train.checkpoint import CheckpointError
+from mmgpt.train.loop import train
+from mmgpt.train.run import Run, alone, build, build_rows, claim
 from mmgpt.train.state import Structure
 from tests import tiny
+from tests.small_disk import small_disk
 
 ROOT = Path(__file__).parents[2]
 
@@ -196,8 +199,45 @@ def test_missing_data_is_told(made: Run, tmp_path: Path) -> None:
 
 
 def test_what_a_step_does_not_compute_may_change(made: Run, tmp_path: Path) -> None:
-    assert claim(made, tmp_path / "run") is False
+    assert claim(made.replace(seed=2), tmp_path / "run") is False
+    assert claim(made, tmp_path / "run") is False  # nothing was trained there yet
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}")
     assert claim(made.replace(steps=99, log_every=2, samples=1, save_every=7), tmp_path / "run") is True
     with pytest.raises(ConfigError, match=r"seed: 0 there, 1 asked\nGive another --run-dir"):
         claim(made.replace(seed=1), tmp_path / "run")
     assert (tmp_path / "run" / "commit.txt").exists()
+
+
+def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
+    with alone(tmp_path), pytest.raises(ConfigError, match="another process trains there"), alone(tmp_path):
+        pass
+    with alone(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps is 0; it must be at least 1"),
+        ({"log_every": 0}, "log_every is 0"),
+        ({"save_every": -1}, "save_every is -1"),
+        ({"ema": 2.0}, "ema is 2.0"),
+        ({"mesh": Mesh.Config(cpu_devices=0)}, "mesh.cpu_devices is 0"),
+    ],
+)
+def test_numbers_that_make_no_run_are_told(made: Run, change: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(made.replace(**change))
+
+
+def test_rows_that_do_not_divide_over_the_devices_are_told(made: Run, tmp_path: Path) -> None:
+    built = build(made.replace(data=made.data.replace(batch_rows=3)))
+    with pytest.raises(ConfigError, match="batch_rows 3 does not divide over 8 devices"):
+        build_rows(built, tmp_path)
+
+
+def test_a_run_that_cannot_be_saved_does_not_end_well(made: Run, tmp_path: Path) -> None:
+    run = made.replace(steps=2, save_every=2, evaluate_every=2, optimizer=made.optimizer.replace(warmup=1))
+    told = pytest.raises(CheckpointError, match="step 2 is done, but could not be saved")
+    with small_disk(tmp_path / "disk", "300k") as disk, told:
+        train(run, disk / "run")

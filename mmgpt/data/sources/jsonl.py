@@ -18,6 +18,7 @@ from mmgpt.data.files import MAX_TEXT_BYTES, FileError, as_text, read_inside
 from mmgpt.data.sources import Found, SourceError
 
 _KINDS = ("text", "image", "video")
+_MAX_LOSS = 1000
 _MAX_KEY = 512
 
 
@@ -27,6 +28,9 @@ def documents(path: Path, reject: Reject) -> Iterator[Found]:
     if not files or not path.exists():
         raise SourceError(f"{path}: holds no .jsonl file; the format 'jsonl' reads a file or a folder of them.")
     for file in files:
+        if not file.is_file():
+            reject(file.name, "not a regular file", str(file))
+            continue
         with open(file, "rb") as lines:
             number = 0
             while line := lines.readline(MAX_TEXT_BYTES):
@@ -51,7 +55,9 @@ def _document(line: bytes, root: Path, place: str, reject: Reject) -> Found | No
     try:
         try:
             item = json.loads(as_text(line), parse_constant=_no_constant)
-        except (json.JSONDecodeError, RecursionError, OverflowError) as e:
+        except FileError:
+            raise
+        except (ValueError, RecursionError, OverflowError) as e:  # ValueError: also an integer of thousands of digits
             raise FileError("malformed JSON", str(e)) from e
         _expect(isinstance(item, dict), "the line is no JSON object")
         found = item.get("key")
@@ -91,7 +97,7 @@ def _segment(part: Any, root: Path, what: str) -> Segment:
     role, time, loss = part.get("role", ""), part.get("time"), part.get("loss", 1.0)
     _expect(isinstance(role, str), f"role of {what} must be a string")
     _expect(time is None or _number(time), f"time of {what} must be a number of seconds")
-    _expect(_number(loss) and loss >= 0, f"loss of {what} must be a number from 0 up")
+    _expect(_number(loss) and 0 <= loss <= _MAX_LOSS, f"loss of {what} must be a number from 0 to {_MAX_LOSS}")
     rest: dict[str, Any] = {"role": role, "time": None if time is None else float(time), "loss": float(loss)}
     if kinds[0] == "text":
         _expect(value.isprintable() or _encodes(value), f"text of {what} must be Unicode without lone surrogates")

@@ -42,7 +42,10 @@ def documents(path: Path, reject: Reject) -> Iterator[Found]:
     if not files:
         raise SourceError(f"{path}: holds no uncompressed .tar file; the format 'webdataset' reads one or a folder.")
     for file in files:
-        yield from _archive(file, reject)
+        if file.is_file():
+            yield from _archive(file, reject)
+        else:
+            reject(file.name, "not a regular file", str(file))
 
 
 def _archive(path: Path, reject: Reject) -> Iterator[Found]:

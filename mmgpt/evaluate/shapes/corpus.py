@@ -81,6 +81,9 @@ def write_corpus(
     """
     trained = {"pairs": pairs, "stories": stories, "clips": clips, "questions": questions, "edits": edits}
     settings = {"version": _VERSION, **trained, "eval_each": eval_each, "seed": seed}
+    for task, count in {**trained, "eval_each": eval_each}.items():
+        if count < 0:
+            raise CorpusError(f"{task} is {count}; give 0 or more.")
     counts = {**trained, **{f"eval/{task}": eval_each for task in EVALUATIONS}}
     if _is_complete(out, settings):
         return counts
@@ -125,7 +128,7 @@ def _is_complete(out: Path, settings: dict[str, int]) -> bool:
 
 
 def _run(units: list[_Unit], workers: int) -> Iterator[list[str]]:
-    if workers == 1 or len(units) == 1:
+    if workers == 1 or len(units) <= 1:
         yield from map(_write_unit, units)
         return
     context = multiprocessing.get_context("spawn")  # a fork of a process that runs JAX can hang
