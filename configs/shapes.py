@@ -1,6 +1,6 @@
 """The shapes world: the main job from raw files to a model that reads and draws, on a laptop's CPU.
 
-    mmgpt run quickstart     14 minutes on 2 cores: corpus, tokenizers, a decoder, scores and a report
+    mmgpt run quickstart     12 minutes on 2 cores: corpus, tokenizers, a decoder, scores and a report
     mmgpt run shapes         the same road with a larger decoder and more of everything
 
 One decoder learns all tasks at once: text -> image, image -> caption, questions, clips, stories, edits.
@@ -85,7 +85,7 @@ def _decoder(
 
 
 def quickstart_vision() -> Run:
-    """The quickstart's image tokenizer: 32 masks in 12 colours, a minute."""
+    """The quickstart's image tokenizer: 32 masks in 12 colours, half a minute."""
     return _vision("runs/quickstart", steps=300)
 
 
@@ -148,7 +148,7 @@ def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
 
 
 def quickstart() -> Recipe:
-    """From nothing to `runs/quickstart/report.html` in 14 minutes on 2 cores."""
+    """From nothing to `runs/quickstart/report.html` in 12 minutes on 2 cores."""
     sizes = {"pairs": 12000, "stories": 1400, "clips": 1800, "questions": 6000, "edits": 3600, "eval-each": 100}
     return _road("quickstart", tuple(f"--{k}={v}" for k, v in sizes.items()), text_size=512)
 
