@@ -35,10 +35,14 @@ class Outcome:
 def train(run: Run, run_dir: Path, hook: Hook | None = None) -> Outcome:
     """Trains a run in its folder, from its newest complete checkpoint if there is one."""
     hosts.start()
-    going_on = claim(run, run_dir)
-    built = build(run)
-    held = alone(run_dir) if hosts.is_lead() else contextlib.nullcontext()
-    with held, jax.set_mesh(built.mesh), run.checkpoint.build(run_dir / "checkpoints") as checkpoints:
+    run.mesh.split_cpu()  # before anything asks for a device
+    with contextlib.ExitStack() as held:
+        if hosts.is_lead():
+            held.enter_context(alone(run_dir))
+        going_on = claim(run, run_dir)
+        built = build(run)
+        held.enter_context(jax.set_mesh(built.mesh))
+        checkpoints = held.enter_context(run.checkpoint.build(run_dir / "checkpoints"))
         rows = build_rows(built, run_dir)
         metrics = Metrics(run_dir)
         try:

@@ -158,6 +158,7 @@ def _begun(run_dir: Path) -> bool:
 @contextlib.contextmanager
 def alone(run_dir: Path) -> Iterator[None]:
     """Holds the run folder against a second training process; ConfigError where one is at work."""
+    run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / "lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
