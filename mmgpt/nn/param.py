@@ -3,12 +3,14 @@
 `by_row` runs a function on each device's own rows, where nothing crosses from one row to another.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import PartitionSpec
 
 from mmgpt.dist import axes as rules
 
@@ -51,7 +53,29 @@ def use(weight: Any, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
 
 def einsum(equation: str, x: jax.Array, w: jax.Array, axes: str) -> jax.Array:
     """`jnp.einsum` whose result has the logical `axes`."""
-    return jnp.einsum(equation, x, w, out_sharding=rules.spec(axes, rules.ACT))
+    return _product(equation, rules.spec(axes, rules.ACT), x, w)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _product(equation: str, out: PartitionSpec, x: jax.Array, w: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, x, w, out_sharding=out)
+
+
+def _forward(equation: str, out: PartitionSpec, x: jax.Array, w: jax.Array) -> tuple[jax.Array, Any]:
+    return _product(equation, out, x, w), (x, w)
+
+
+def _backward(equation: str, out: PartitionSpec, saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """As JAX's own rule, but `w`'s gradient comes from (x, g) and not from (g, x): the CPU transposes its left side,
+    and `x` is shared by several products.
+    """
+    x, w = saved
+    (a, b), c = equation.split("->")[0].split(","), equation.split("->")[1]
+    dx = jnp.einsum(f"{c},{b}->{a}", g, w, out_sharding=jax.typeof(x).sharding.spec)
+    return dx, jnp.einsum(f"{a},{c}->{b}", x, g, out_sharding=jax.typeof(w).sharding.spec)
+
+
+_product.defvjp(_forward, _backward)
 
 
 def act(x: jax.Array, axes: str) -> jax.Array:

@@ -1,12 +1,15 @@
 """The optimizer: AdamW or Muon under a schedule, from optax, with its state as a plain dict of named arrays."""
 
+import math
 from typing import Any, Literal
 
 import jax
 import optax
 import optax.contrib
+from jax.sharding import PartitionSpec
 
 from mmgpt.core import config
+from mmgpt.dist.axes import MESH_AXES
 
 
 class Optimizer:
@@ -77,24 +80,45 @@ class Muon(Optimizer.Config):
             ns_steps=self.iterations,
             beta=self.momentum,
             consistent_rms=self.consistent,
-            adam_b1=self.b1,
-            adam_b2=self.b2,
-            muon_weight_dimension_numbers=_matrices,
+            muon_weight_dimension_numbers=lambda params: jax.tree.map_with_path(_matrix, params),
         )
-        return optax.chain(muon, optax.scale(-1.0))  # optax.contrib.muon has already turned downhill
+        matrices = _by_layer(optax.chain(muon, optax.scale(-1.0)))  # it has already turned downhill
+        rest = optax.scale_by_adam(self.b1, self.b2, self.epsilon, nesterov=True)
+
+        def label(path: Any, leaf: jax.Array) -> str:
+            return "rest" if _matrix(path, leaf) is None else "matrix"
+
+        return optax.partition({"matrix": matrices, "rest": rest}, lambda params: jax.tree.map_with_path(label, params))
 
 
-def _matrices(params: Any) -> Any:
-    """Which axes of each stacked parameter make its matrix; None for what is no matrix of a layer."""
+def _by_layer(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A transformation of stacked layers that works each out on one device, where their number divides.
 
-    def axes(path: Any, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
-        if not any(part.key == "stacked" for part in path) or leaf.ndim < 3:
-            return None
-        into = leaf.ndim - 2 if path[-1].key == "out" else 1
-        dims = tuple(range(1, leaf.ndim))
-        return optax.contrib.MuonDimensionNumbers(reduction_axis=dims[:into], output_axis=dims[into:])
+    The compiler left alone splits every matrix, and Newton-Schulz then talks between devices in each product.
+    """
 
-    return jax.tree.map_with_path(axes, params)
+    def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
+        sizes = jax.sharding.get_abstract_mesh().shape
+        layers = {leaf.shape[0] for leaf in jax.tree.leaves(updates)}
+        for axes in (MESH_AXES[start:] for start in range(len(MESH_AXES))):
+            if all(layer % math.prod(sizes[a] for a in axes) == 0 for layer in layers):
+                break
+        else:
+            return transform.update(updates, state, params)
+        whole, split = PartitionSpec(), PartitionSpec(axes)
+        specs = jax.tree.map(lambda leaf: split if leaf.ndim > 2 else whole, (updates, state, params))
+        return jax.shard_map(transform.update, in_specs=specs, out_specs=specs[:2])(updates, state, params)
+
+    return optax.GradientTransformation(transform.init, update)
+
+
+def _matrix(path: Any, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
+    """Which axes of a stacked parameter make its matrix; None for what is no matrix of a layer."""
+    if not any(part.key == "stacked" for part in path) or leaf.ndim < 3:
+        return None
+    into = leaf.ndim - 2 if path[-1].key == "out" else 1
+    dims = tuple(range(1, leaf.ndim))
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=dims[:into], output_axis=dims[into:])
 
 
 def _decayed(params: Any) -> Any:

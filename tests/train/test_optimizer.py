@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from jax.sharding import PartitionSpec as P
 
 from mmgpt.core.config import ConfigError
 from mmgpt.dist.mesh import Mesh
@@ -86,6 +87,29 @@ def test_muon_turns_stacked_matrices_and_steps_the_rest_by_adam_with_nesterov() 
         values = np.linalg.svd(step, compute_uv=False)
         assert values.max() / values.min() < 2.5  # about orthogonal: Newton-Schulz stops early
         assert np.sum(step * np.asarray(grads["stack"]["stacked"][name]).reshape(shape)) < 0  # downhill
+
+
+@pytest.mark.parametrize("layers", [4, 3])
+def test_muon_turns_the_same_on_several_devices(layers: int) -> None:
+    rng = np.random.default_rng(0)
+    values = rng.standard_normal((layers, 6, 8)).astype(np.float32)
+    optimizer = Muon(learning_rate=0.1, warmup=0).build(10)
+
+    def stepped(mesh: Mesh.Config, count: int) -> np.ndarray:
+        with jax.set_mesh(mesh.build(jax.devices()[:count])):
+            stored = jax.device_put(values, jax.sharding.NamedSharding(jax.sharding.get_mesh(), P(None, "fsdp")))
+            params = {"stacked": {"gate": stored}}
+            state = optimizer.init(params)
+            step = jax.jit(optimizer.update)
+            for _ in range(3):
+                params, state = step(jax.tree.map(lambda x: x * 0.1, params), state, params)
+            assert jax.typeof(params["stacked"]["gate"]).sharding.spec == P(None, "fsdp", None)
+            return np.asarray(params["stacked"]["gate"])
+
+    one = stepped(Mesh.Config(), 1)
+    assert np.abs(one - values).max() > 0.1
+    np.testing.assert_allclose(stepped(Mesh.Config(), 2), one, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(stepped(Mesh.Config(replica=2), 4), one, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(

@@ -29,8 +29,12 @@ def attention(
     """`(out [B, T, H, K], lse [B, T, H] float32)`; a query that sees nothing yields zeros, and lse -inf or its sink."""
     B, T, H, K = q_BTHK.shape
     G = k_BSGK.shape[2]
-    q = q_BTHK.reshape(B, T, G, H // G, K)
-    logits = jnp.einsum("btgrk,bsgk->bgrts", q, k_BSGK, preferred_element_type=jnp.float32) * scale
+    S, R = k_BSGK.shape[1], H // G
+    # Heads before positions: the two products are then plain batched matmuls, whose large sides nothing transposes.
+    q_BGMK = jnp.moveaxis(q_BTHK.reshape(B, T, G, R, K), 1, 3).reshape(B, G, R * T, K)
+    k_BGSK, v_BGSK = jnp.moveaxis(k_BSGK, 1, 2), jnp.moveaxis(v_BSGK, 1, 2)
+    logits = jnp.einsum("bgmk,bgsk->bgms", q_BGMK, k_BGSK, preferred_element_type=jnp.float32)
+    logits = logits.reshape(B, G, R, T, S) * scale
     if soft_cap is not None:
         logits = soft_cap * jnp.tanh(logits / soft_cap)
     # Behind a barrier the mask is made once; XLA would work the rule out again in every pass over [T, S].
@@ -51,6 +55,7 @@ def attention(
     if key is not None and dropout > 0.0:
         weight = jnp.where(jax.random.bernoulli(key, 1.0 - dropout, weight.shape), weight / (1.0 - dropout), 0.0)
     # Dividing the output and not the weights saves two passes over [T, S], forward and backward.
-    out = jnp.einsum("bgrts,bsgk->btgrk", weight.astype(v_BSGK.dtype), v_BSGK, preferred_element_type=jnp.float32)
-    out = (out / jnp.moveaxis(total, 3, 1)).astype(v_BSGK.dtype)
-    return out.reshape(B, T, H, K), jnp.moveaxis(lse, -1, 1).reshape(B, T, H)
+    weight = weight.astype(v_BSGK.dtype).reshape(B, G, R * T, S)
+    out = jnp.einsum("bgms,bgsk->bgmk", weight, v_BGSK, preferred_element_type=jnp.float32)
+    out = (out.reshape(B, G, R, T, K) / total).astype(v_BSGK.dtype)
+    return jnp.moveaxis(out, 3, 1).reshape(B, T, H, K), jnp.moveaxis(lse, -1, 1).reshape(B, T, H)
