@@ -14,19 +14,18 @@ from mmgpt.models.gain_shape_vq import GainShapeVQ
 from mmgpt.objectives.autoencode import Autoencode
 from mmgpt.objectives.next_token import NextToken
 from mmgpt.recipe import Recipe, Step
-from mmgpt.train.optimizer import Muon, Optimizer
+from mmgpt.train.optimizer import Muon
 from mmgpt.train.run import Run, Tokens
 
 
 def digits_vision() -> Run:
     """Image tokenizer of the scans: 4 x 4 patches of their 16 x 16 pixels."""
     return Run(
-        model=GainShapeVQ.Config(patch=4, side=4, stride=4, masks=256, colours=8, worth=0.1, rounds=1),
+        model=GainShapeVQ.Config(patch=4, side=4, stride=4, masks=256, colours=8, worth=0.2, rounds=1),
         objective=Autoencode.Config(),
         data=ImageRows.Config(
             sources=(Pictures.Config(path="runs/digits/data/train"),), height=16, width=16, batch_rows=64
         ),
-        optimizer=Optimizer.Config(learning_rate=0.05, warmup=10, weight_decay=0.0),
         steps=1000,
         evaluate_every=1000,
         save_every=1000,

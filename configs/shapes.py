@@ -16,7 +16,7 @@ from mmgpt.objectives.autoencode import Autoencode
 from mmgpt.objectives.next_token import NextToken
 from mmgpt.recipe import Recipe, Step
 from mmgpt.tokens.grammars.emu3 import Emu3
-from mmgpt.train.optimizer import Muon, Optimizer
+from mmgpt.train.optimizer import Muon
 from mmgpt.train.run import Run, Tokens
 
 SOURCES = {"pairs": "webdataset", "stories": "jsonl", "clips": "mp4", "questions": "jsonl", "edits": "jsonl"}
@@ -39,7 +39,6 @@ def _vision(folder: str, steps: int) -> Run:
             width=48,
             batch_rows=32,
         ),
-        optimizer=Optimizer.Config(learning_rate=0.05, warmup=10, weight_decay=0.0),
         mesh=CPU,
         steps=steps,
         evaluate_every=steps,
@@ -65,11 +64,11 @@ def _decoder(
         tokens=Tokens(grammar=Emu3.Config(), text=f"{folder}/text.model", vision=f"{folder}/vision"),
         data=PackedRows.Config(
             sources=(
-                source("pairs", 0.44, swap=0.45, drop_text=0.05, first_loss=0.1),
-                source("questions", 0.22),
+                source("pairs", 0.52, swap=0.64, drop_text=0.05, first_loss=0.1),
+                source("questions", 0.13),
                 source("clips", 0.10, swap=0.7),
-                source("edits", 0.15),
-                source("stories", 0.09, first_loss=0.1),
+                source("edits", 0.17),
+                source("stories", 0.08, first_loss=0.1),
             ),
             row_length=row_length,
             batch_rows=batch_rows,
@@ -94,20 +93,20 @@ def quickstart_model() -> Run:
     model = Decoder.Config(
         layers=4, embed=128, mlp=344, heads=4, kv_heads=2, head_dim=32, rope_grid=4, places=4, scan=False
     )
-    return _decoder("runs/quickstart", 2600, model, row_length=208, batch_rows=8, learning_rate=4e-3)
+    return _decoder("runs/quickstart", 2800, model, row_length=208, batch_rows=8, learning_rate=4e-3)
 
 
 def shapes_vision() -> Run:
     """The larger run's image tokenizer: more steps."""
-    return _vision("runs/shapes", steps=1500)
+    return _vision("runs/shapes", steps=600)
 
 
 def shapes_model() -> Run:
     """The larger run's decoder."""
     model = Decoder.Config(
-        layers=6, embed=256, mlp=704, heads=4, kv_heads=2, head_dim=64, rope_grid=10, places=4, scan=False
+        layers=4, embed=192, mlp=512, heads=4, kv_heads=2, head_dim=48, rope_grid=6, places=4, scan=False
     )
-    return _decoder("runs/shapes", 4000, model, row_length=208, batch_rows=16, learning_rate=3e-3)
+    return _decoder("runs/shapes", 9000, model, row_length=208, batch_rows=8, learning_rate=3e-3)
 
 
 def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
@@ -155,5 +154,5 @@ def quickstart() -> Recipe:
 
 def shapes() -> Recipe:
     """The same road, longer and larger: `runs/shapes/report.html`."""
-    sizes = {"pairs": 30000, "stories": 6000, "clips": 8000, "questions": 14000, "edits": 12000, "eval-each": 300}
+    sizes = {"pairs": 60000, "stories": 6000, "clips": 8000, "questions": 16000, "edits": 20000, "eval-each": 300}
     return _road("shapes", tuple(f"--{k}={v}" for k, v in sizes.items()), text_size=512)

@@ -15,7 +15,7 @@ from flax import nnx
 from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import Batch
 from mmgpt.models import VisionConfig
-from mmgpt.nn.param import Variable, act, by_row, param, use, zeros
+from mmgpt.nn.param import Variable, act, by_row, param, zeros
 from mmgpt.nn.quantize import Quantizer, nearest
 
 
@@ -91,7 +91,7 @@ class GainShapeVQ(nnx.Module):
 
     def __init__(self, rngs: nnx.Rngs, c: "GainShapeVQ.Config"):
         self.config = c
-        self.background = param(rngs, "norm", (3,), zeros)
+        self.background = param(rngs, "norm", (3,), zeros, kind=Variable)
         self.colours = Quantizer(rngs, c.colours, 3)
         self.masks = param(rngs, "codes height width", (c.masks, c.side, c.side), zeros, kind=Variable)
         self.energy = param(rngs, "codes", (c.masks,), zeros, kind=Variable)
@@ -102,7 +102,7 @@ class GainShapeVQ(nnx.Module):
         raw = self.masks[...]
         highest = jax.lax.top_k(raw.reshape(raw.shape[0], -1), self.config.plateau)[0]
         masks = jnp.clip(raw / jnp.maximum(jnp.mean(highest, axis=1), 0.1)[:, None, None], 0.0, 1.0)
-        return Codebooks(jnp.where(masks < 0.06, 0.0, masks), self.colours.codebook[...], use(self.background))
+        return Codebooks(jnp.where(masks < 0.06, 0.0, masks), self.colours.codebook[...], self.background[...])
 
     def encode(self, pixels_BHWC: jax.Array) -> jax.Array:
         """Codes `[B, h, w, codebooks] int32` of pixels `[B, H, W, 3]` in -1..1."""
@@ -130,9 +130,7 @@ class GainShapeVQ(nnx.Module):
         Masks that are hardly used restart where a picture is explained worst. Pictures of weight 0 do not count.
         """
         # The codebooks see the whole batch, on every device.
-        wanted = act(
-            pixels_BHWC - jax.lax.stop_gradient(use(self.background))[None, None, None], "codes height width channels"
-        )
+        wanted = act(pixels_BHWC - self.background[...][None, None, None], "codes height width channels")
         codes, weight_B = act(codes_BHWC, "codes height width channels"), act(weight_B, "codes")
         c, books = self.config, jax.lax.stop_gradient(self.codebooks())
         weight_BHW = jnp.broadcast_to(weight_B[:, None, None], codes.shape[:3])
@@ -158,16 +156,21 @@ class GainShapeVQ(nnx.Module):
         masks = self.masks[...] + rate[:, None, None] * change
         count = decay * self.count[...] + (1.0 - decay) * used
 
-        # Restarts: of the windows that have something in their middle, those explained worst for what they hold.
+        # Restarts: a few of the windows that have something in their middle, those with most of it unexplained.
         held, centre = _middle(wanted, c)
         left_power = jnp.square(_cut(left, centre, c)) * _bell(c.side)[None, :, :, None]
-        share = weight_BHW * jnp.sum(left_power, axis=(1, 2, 3)).reshape(held.shape) / jnp.maximum(held, 1e-6)
-        wrong = _highest_nearby(held) & (share * held > 0.5 * c.worth)
-        badness, worst = jax.lax.top_k(jnp.where(wrong, share, 0.0).reshape(-1), max(1, min(c.masks // 4, share.size)))
+        lost = weight_BHW * jnp.sum(left_power, axis=(1, 2, 3)).reshape(held.shape)
+        wrong = lost > 0.5 * c.worth
+        if c.overlapping:
+            wrong &= _highest_nearby(held)
+        restarts = min(8, c.masks, lost.size)
+        badness, worst = jax.lax.top_k(jnp.where(wrong, lost, 0.0).reshape(-1), restarts)
         seed_NKK, seed_NC = _seed(_cut(wanted, centre, c)[worst], c)
         idle = jnp.argsort(count)[: badness.size]
         fair = (jnp.sum(on) + jnp.sum(wrong)) / c.masks
-        restart = (count[idle] < 0.08 * fair) & (badness > 0)
+        usual = _most_frequent(pixels_BHWC, weight_B)
+        settled = jnp.max(jnp.abs(usual - self.background[...])) < 0.05  # until then windows hold background
+        restart = (count[idle] < 0.08 * fair) & (badness > 0) & settled
         seen = jnp.concatenate([seen_NC, seed_NC])
         colour = jnp.concatenate([jnp.maximum(colour, 0), self.colours.encode(seed_NC)])
         colours = self.colours.follow(key, seen, colour, jnp.concatenate([on, restart.astype(on.dtype)]), decay)
@@ -176,11 +179,23 @@ class GainShapeVQ(nnx.Module):
             return state.at[jnp.where(restart, idle, state.shape[0])].set(fresh, mode="drop")
 
         return {
+            "background": 0.5 * (self.background[...] + usual),
             "colours": colours,
             "masks": put(masks, seed_NKK),
             "energy": put(new_energy, (1.0 - decay) * jnp.sum(jnp.square(seed_NC), axis=1)),
-            "count": put(count, jnp.full(badness.shape, 1.0 - decay)),
+            "count": put(count, jnp.full(badness.shape, fair)),
         }
+
+
+def _most_frequent(pixels_BHWC: jax.Array, weight_B: jax.Array, bins: int = 32) -> jax.Array:
+    """The most frequent value of each channel, `[C]`: the mean of the fullest of `bins` bins of -1..1."""
+    values = act(pixels_BHWC, "codes height width channels").reshape(-1, pixels_BHWC.shape[-1])
+    weight = jnp.broadcast_to(weight_B[:, None, None], pixels_BHWC.shape[:3]).reshape(-1)
+    bin_NC = jnp.clip(jnp.floor((values + 1.0) * (bins / 2)), 0, bins - 1).astype(jnp.int32)
+    channel = jnp.arange(values.shape[-1])[None]
+    filled = jnp.zeros((bins, values.shape[-1])).at[bin_NC, channel].add(weight[:, None])
+    inside = (bin_NC == jnp.argmax(filled, axis=0)[None]) * weight[:, None]
+    return jnp.sum(values * inside, axis=0) / jnp.maximum(jnp.sum(inside, axis=0), 1e-6)
 
 
 def _centres(codes_BHWC: jax.Array) -> jax.Array:
@@ -256,11 +271,11 @@ def _best(left_BHWC: jax.Array, books: Codebooks, c: GainShapeVQ.Config) -> tupl
     energetic = jnp.concatenate([left_BHWC, jnp.sum(jnp.square(left_BHWC), axis=-1, keepdims=True)], axis=-1)
 
     def scores(x_NHWC: jax.Array, masks_MKK: jax.Array, stride: int) -> jax.Array:
-        """What each mask explains around each centre, less what it covers and does not explain: one mask over two
-        objects explains both badly."""
+        """What each mask explains around each centre; where windows overlap, less what it covers and does not
+        explain: one mask over two objects explains both badly."""
         red, green, blue, power = jnp.moveaxis(_correlated(x_NHWC, masks_MKK, stride), 1, 0)
         explained = (jnp.square(red) + jnp.square(green) + jnp.square(blue)) / _size(masks_MKK)[None, None, None]
-        return 2.0 * explained - power
+        return 2.0 * explained - power if c.overlapping else explained
 
     B, H, W, _ = left_BHWC.shape
     grid = B, H // c.patch, W // c.patch
