@@ -156,7 +156,7 @@ class GainShapeVQ(nnx.Module):
         masks = self.masks[...] + rate[:, None, None] * change
         count = decay * self.count[...] + (1.0 - decay) * used
 
-        # Restarts: a few of the windows that have something in their middle, those with most of it unexplained.
+        # Restarts: a few of the windows that have something in their middle, those with the largest part of it unexplained.
         held, centre = _middle(wanted, c)
         left_power = jnp.square(_cut(left, centre, c)) * _bell(c.side)[None, :, :, None]
         lost = weight_BHW * jnp.sum(left_power, axis=(1, 2, 3)).reshape(held.shape)
@@ -170,7 +170,7 @@ class GainShapeVQ(nnx.Module):
         fair = (jnp.sum(on) + jnp.sum(wrong)) / c.masks
         usual = _most_frequent(pixels_BHWC, weight_B)
         settled = jnp.max(jnp.abs(usual - self.background[...])) < 0.05  # until then windows hold background
-        restart = (count[idle] < 0.08 * fair) & (badness > 0) & settled
+        restart = (count[idle] < 0.25 * fair) & (badness > 0) & settled
         seen = jnp.concatenate([seen_NC, seed_NC])
         colour = jnp.concatenate([jnp.maximum(colour, 0), self.colours.encode(seed_NC)])
         colours = self.colours.follow(key, seen, colour, jnp.concatenate([on, restart.astype(on.dtype)]), decay)
