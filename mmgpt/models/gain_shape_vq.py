@@ -156,7 +156,7 @@ class GainShapeVQ(nnx.Module):
         masks = self.masks[...] + rate[:, None, None] * change
         count = decay * self.count[...] + (1.0 - decay) * used
 
-        # Restarts: a few of the windows that have something in their middle, those with the largest part of it unexplained.
+        # Restarts: a few of the windows that have something in their middle, with most of it unexplained.
         held, centre = _middle(wanted, c)
         left_power = jnp.square(_cut(left, centre, c)) * _bell(c.side)[None, :, :, None]
         lost = weight_BHW * jnp.sum(left_power, axis=(1, 2, 3)).reshape(held.shape)
