@@ -9,6 +9,7 @@ of scikit-learn's support vector machine on the same scans (96.9 %).
 from mmgpt.data.images import ImageRows, Pictures
 from mmgpt.data.loader import PackedRows
 from mmgpt.data.mixture import Source
+from mmgpt.dist.mesh import Mesh
 from mmgpt.models.decoder import Decoder
 from mmgpt.models.gain_shape_vq import GainShapeVQ
 from mmgpt.objectives.autoencode import Autoencode
@@ -21,7 +22,7 @@ from mmgpt.train.run import Run, Tokens
 def digits_vision() -> Run:
     """Image tokenizer of the scans: 4 x 4 patches of their 16 x 16 pixels."""
     return Run(
-        model=GainShapeVQ.Config(patch=4, side=4, stride=4, masks=256, colours=8, worth=0.2, rounds=1),
+        model=GainShapeVQ.Config(patch=4, side=4, stride=4, masks=64, colours=6, worth=0.2, rounds=1),
         objective=Autoencode.Config(),
         data=ImageRows.Config(
             sources=(Pictures.Config(path="runs/digits/data/train"),), height=16, width=16, batch_rows=64
@@ -37,7 +38,7 @@ def digits_vision() -> Run:
 
 def digits_model() -> Run:
     """Decoder of captions and scans."""
-    source = Source.Config(path="runs/digits/tokens/train", swap=0.7, drop_text=0.05, first_loss=0.5)
+    source = Source.Config(path="runs/digits/tokens/train", swap=0.7, drop_text=0.05, first_loss=0.2)
     return Run(
         model=Decoder.Config(
             layers=4,
@@ -53,11 +54,12 @@ def digits_model() -> Run:
         ),
         objective=NextToken.Config(),
         tokens=Tokens(text="runs/digits/text.model", vision="runs/digits/vision"),
-        data=PackedRows.Config(sources=(source,), row_length=256, batch_rows=8),
+        data=PackedRows.Config(sources=(source,), row_length=104, batch_rows=20),
         optimizer=Muon(learning_rate=3e-3, warmup=100, final=0.02),
-        steps=1200,
-        evaluate_every=400,
-        save_every=400,
+        mesh=Mesh.Config(cpu_devices=2),
+        steps=2400,
+        evaluate_every=800,
+        save_every=800,
         log_every=20,
         held_out_batches=2,
     )
@@ -68,7 +70,7 @@ def digits() -> Recipe:
     folder = "{dir}"
     media = ("--text", f"{folder}/text.model", "--vision", f"{folder}/vision", "--area", "256")
     commands: list[tuple[tuple[str, ...], str]] = [
-        (("data", "digits", "--out", f"{folder}/raw"), ""),
+        (("data", "digits", "--copies", "40", "--out", f"{folder}/raw"), ""),
         (
             ("data", "import", "folder", f"{folder}/raw/train", "--out", f"{folder}/data/train"),
             "data/train/manifest.json",

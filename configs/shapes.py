@@ -64,10 +64,10 @@ def _decoder(
         tokens=Tokens(grammar=Emu3.Config(), text=f"{folder}/text.model", vision=f"{folder}/vision"),
         data=PackedRows.Config(
             sources=(
-                source("pairs", 0.52, swap=0.64, drop_text=0.05, first_loss=0.1),
-                source("questions", 0.13),
-                source("clips", 0.10, swap=0.7),
-                source("edits", 0.17),
+                source("pairs", 0.57, swap=0.65, drop_text=0.05, first_loss=0.1),
+                source("questions", 0.11),
+                source("clips", 0.09, swap=0.7),
+                source("edits", 0.15),
                 source("stories", 0.08, first_loss=0.1),
             ),
             row_length=row_length,
@@ -148,7 +148,7 @@ def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
 
 def quickstart() -> Recipe:
     """From nothing to `runs/quickstart/report.html` in 12 minutes on 2 cores."""
-    sizes = {"pairs": 12000, "stories": 1400, "clips": 1800, "questions": 6000, "edits": 3600, "eval-each": 100}
+    sizes = {"pairs": 16000, "stories": 1400, "clips": 1800, "questions": 4500, "edits": 5000, "eval-each": 100}
     return _road("quickstart", tuple(f"--{k}={v}" for k, v in sizes.items()), text_size=512)
 
 
