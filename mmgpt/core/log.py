@@ -263,6 +263,22 @@ class Metrics:
                 console.print(f"{what} ({printable(str(e))}). The run goes on; free space.")
 
 
+class Untold(Metrics):
+    """Metrics of a process that is not the lead: nothing is written."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def write(self, step: int, values: dict[str, float], kind: str = "train") -> None:
+        pass
+
+    def truncate(self, after_step: int) -> int:
+        return 0
+
+    def close(self) -> None:
+        pass
+
+
 def _write_png(path: Path, picture: np.ndarray) -> None:
     data = io.BytesIO()
     Image.fromarray(picture).save(data, "PNG")

@@ -116,6 +116,8 @@ class Source:
             for field in ("swap", "drop_text"):
                 if not 0 <= getattr(self, field) <= 1:
                     raise MixtureError(f"source {self.path}: {field} is {getattr(self, field)}, expected 0 to 1.")
+            if not 0 <= self.first_loss < float("inf"):
+                raise MixtureError(f"source {self.path}: first_loss is {self.first_loss}; give a number of 0 or more.")
 
     def __init__(self, config: Config, name: str, lengths: Lengths, documents: np.ndarray, row_length: int) -> None:
         """`documents` int64: the numbers to draw from; those that no row of `row_length` can hold are rejected."""

@@ -4,6 +4,8 @@ Models name logical axes where an array is made ("batch seq embed"); everything 
 """
 
 import math
+from collections.abc import Callable
+from typing import Any
 
 import jax
 from jax.sharding import NamedSharding, PartitionSpec
@@ -96,6 +98,44 @@ def spec(axes: str, table: Table, shape: tuple[int, ...] | None = None, what: st
 def ways(axis: str, mesh: jax.sharding.Mesh) -> int:
     """Into how many parts a mesh divides an activation's logical axis."""
     return math.prod(mesh.shape[a] for a in ACT[axis])
+
+
+def share(axis: str, mesh: jax.sharding.Mesh) -> tuple[int, int]:
+    """Which of how many equal parts of an activation's logical axis lies on this process's devices: `(part, parts)`.
+
+    Raises ShardingError where the devices of a process hold no such part.
+    """
+    count = ways(axis, mesh)
+    indices = NamedSharding(mesh, PartitionSpec(ACT[axis])).devices_indices_map((count,))
+    held: dict[int, set[int]] = {}
+    for device, (rows,) in indices.items():
+        held.setdefault(device.process_index, set()).add(rows.start or 0)
+    mine = sorted(held[jax.process_index()])
+    size = len(mine)
+    if any(sorted(rows) != [min(rows) // size * size + i for i in range(size)] for rows in held.values()):
+        raise ShardingError(
+            f"mesh {dict(mesh.shape)}: the devices of one process must hold equal, adjoining parts of {axis!r}; make "
+            f"{' x '.join(ACT[axis])} a multiple of the number of processes, or a divisor of it."
+        )
+    return mine[0] // size, count // size
+
+
+def by_layer(function: Callable[..., Any], *trees: Any) -> Any:
+    """`function(*trees)` on whole layers of stacked arrays `[layers, ...]`, a part of the layers on each device.
+
+    The result is a pair of trees like the first two of `trees`. Where the layers do not divide over the devices, the compiler
+    chooses. Arrays of fewer than three dimensions are given to all whole.
+    """
+    sizes = jax.sharding.get_abstract_mesh().shape
+    axes = tuple(a for a in MESH_AXES if sizes[a] > 1)
+    layers = {leaf.shape[0] for leaf in jax.tree.leaves(trees[0])}
+    if any(layer % math.prod(sizes[a] for a in axes) for layer in layers):
+        axes = tuple(a for a in axes if a != "replica")  # what replicas do twice costs no memory
+    if any(layer % math.prod(sizes[a] for a in axes) for layer in layers):
+        return function(*trees)
+    whole, split = PartitionSpec(), PartitionSpec(axes)
+    specs = jax.tree.map(lambda leaf: split if leaf.ndim > 2 else whole, trees)
+    return jax.shard_map(function, in_specs=specs, out_specs=specs[:2])(*trees)
 
 
 def sharding(axes: str, table: Table, shape: tuple[int, ...] | None = None, what: str = "array") -> NamedSharding:

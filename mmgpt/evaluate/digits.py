@@ -36,8 +36,15 @@ def write_digits(out: Path, copies: int, seed: int) -> dict[str, float]:
         from sklearn import datasets, svm
     except ImportError as e:
         raise DigitsError("the digits come with scikit-learn: pip install 'mmgpt[digits]'.") from e
+    settings = {"copies": copies, "seed": seed}
     if (out / "svm.json").exists():
-        return json.loads((out / "svm.json").read_text())
+        counts = json.loads((out / "svm.json").read_text())
+        found = {name: counts.get(name) for name in settings}
+        if found != settings:
+            raise DigitsError(
+                f"{out} holds digits written with {found}, asked for {settings}; delete it or give another --out."
+            )
+        return counts
     shutil.rmtree(out, ignore_errors=True)
     images, labels = datasets.load_digits(return_X_y=True)
     half = len(images) // 2
@@ -61,7 +68,7 @@ def write_digits(out: Path, copies: int, seed: int) -> dict[str, float]:
         meta = {"task": "label", "kind": NAMES[labels[i]], "answer": f"{LEADS[0]} {NAMES[labels[i]]}"}
         lines.append(json.dumps({"key": f"digit-{i:04d}", "segments": [{"image": file}], "meta": meta}) + "\n")
     write_atomic(out / "eval" / "documents.jsonl", "".join(lines))
-    counts = {"train": half * copies, "eval": len(images) - half, "svm": round(accuracy, 4)}
+    counts = {"train": half * copies, "eval": len(images) - half, "svm": round(accuracy, 4), **settings}
     write_json(out / "svm.json", counts)
     return counts
 

@@ -4,9 +4,10 @@ import html
 import sys
 from pathlib import Path
 
+import numpy as np
 import tyro
 
-from mmgpt.core.document import Document
+from mmgpt.core.document import Document, Video
 from mmgpt.core.errors import UserError
 from mmgpt.core.log import console, write_atomic
 from mmgpt.data.media import decode_image, decode_video, encode_gif, encode_png
@@ -73,6 +74,8 @@ def generate(
         raise GenerateError(f"--seed is {seed}; it goes from 0 to {2**31 - 1}.")
     if prompt.encode(errors="replace") != prompt.encode(errors="surrogatepass"):
         raise GenerateError("--prompt is not UTF-8; write it in a UTF-8 terminal.")
+    if add_frames < 0:
+        raise GenerateError(f"--add-frames is {add_frames}; give how many frames to add, or 0.")
     if add_frames and (video is None or image is not None or prompt):
         raise GenerateError("--add-frames goes on with a video: give --video alone, without --image and --prompt.")
     clip = None if video is None else decode_video(_read(video))[0]
@@ -80,7 +83,7 @@ def generate(
     model = Model.open(run, batch=count, clips=True)
     document = document_of(model, clip=clip, pictures=pictures, text=prompt)
     sampling = Sampling(
-        room=_room(model, document, room),
+        room=_room(model, document, room, add_frames),
         guidance=guidance,
         text=Sampler(temperature=text_temperature),
         image=Sampler(temperature=temperature, top_k=top_k, top_p=top_p),
@@ -97,11 +100,20 @@ def _read(path: Path) -> bytes:
     return path.read_bytes()
 
 
-def _room(model: Model, document: Document, asked: int) -> int:
+def _room(model: Model, document: Document, asked: int, add_frames: int) -> int:
     """New tokens at most: as many as a training row has left, since the model knows no longer documents."""
     _, data = token_run(model.generator.opened.built.run)
     used = len(model.grammar.encode(document, end=False).ids)
     free = data.row_length - used
+    if add_frames:
+        codes = _frames(document)
+        header, one = (len(model.grammar.open_video(codes[:n], len(codes))) for n in (0, 1))
+        most = (free - 1) // (one - header)  # an id ends the clip
+        if add_frames > most:
+            raise GenerateError(
+                f"--add-frames is {add_frames}; after the clip's {used} tokens a row of the run, {data.row_length} "
+                f"long, has room for {most}. Ask for fewer, or give a shorter clip."
+            )
     if free < 2:
         raise GenerateError(
             f"the prompt takes {used} tokens and the run was trained on rows of {data.row_length}: nothing is left to "
@@ -110,6 +122,13 @@ def _room(model: Model, document: Document, asked: int) -> int:
     if asked < 0:
         raise GenerateError(f"--room is {asked}; give the new tokens at most, or 0 for all that a row has left.")
     return min(asked, free) if asked else free
+
+
+def _frames(document: Document) -> np.ndarray:
+    """Codes of the frames of the clip that a prompt is."""
+    clip = document.segments[-1]
+    assert isinstance(clip, Video) and clip.codes is not None
+    return clip.codes
 
 
 def write(out: Path, made: list[Continuation], title: str) -> None:

@@ -1,5 +1,7 @@
 """Choosing the next id: temperature, top-k and top-p for text and for visual codes apart, and guidance."""
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -12,6 +14,14 @@ class Sampler(config.Config):
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.temperature < math.inf:
+            raise config.ConfigError(f"temperature is {self.temperature}; give 0 (the likeliest id) or more.")
+        if self.top_k < 0:
+            raise config.ConfigError(f"top_k is {self.top_k}; give 0 (all ids) or more.")
+        if not 0.0 < self.top_p <= 1.0:
+            raise config.ConfigError(f"top_p is {self.top_p}; give more than 0 and at most 1 (all ids).")
 
 
 def filtered(logits_BV: jax.Array, sampler: Sampler) -> jax.Array:

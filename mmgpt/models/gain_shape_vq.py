@@ -82,7 +82,7 @@ class GainShapeVQ(nnx.Module):
             return 2.0 * B * self.rounds * 4 * self.masks * (blurred + fine)
 
         def build(self, rngs: nnx.Rngs) -> "GainShapeVQ":
-            if self.side % 2 or self.coarse % 2 or self.patch % self.coarse:
+            if self.side % 2 or self.coarse % 2 or self.patch % self.coarse or self.patch % self.stride:
                 raise ConfigError(
                     f"model.side {self.side} and model.patch {self.patch} must be even, and the patch equal to "
                     f"model.stride {self.stride} or a multiple of its double."
@@ -156,19 +156,10 @@ class GainShapeVQ(nnx.Module):
         masks = self.masks[...] + rate[:, None, None] * change
         count = decay * self.count[...] + (1.0 - decay) * used
 
-        # Restarts: a few of the windows that have something in their middle, with most of it unexplained.
-        held, centre = _middle(wanted, c)
-        left_power = jnp.square(_cut(left, centre, c)) * _bell(c.side)[None, :, :, None]
-        lost = weight_BHW * jnp.sum(left_power, axis=(1, 2, 3)).reshape(held.shape)
-        wrong = lost > 0.5 * c.worth
-        if c.overlapping:
-            wrong &= _highest_nearby(held)
-        restarts = min(8, c.masks, lost.size)
-        badness, worst = jax.lax.top_k(jnp.where(wrong, lost, 0.0).reshape(-1), restarts)
-        seed_NKK, seed_NC = _seed(_cut(wanted, centre, c)[worst], c)
+        badness, wrong, (seed_NKK, seed_NC) = _worst(wanted, left, weight_BHW, c)
         idle = jnp.argsort(count)[: badness.size]
-        fair = (jnp.sum(on) + jnp.sum(wrong)) / c.masks
-        usual = _most_frequent(pixels_BHWC, weight_B)
+        fair = (jnp.sum(on) + wrong) / c.masks
+        usual = jnp.where(jnp.sum(weight_B) > 0, _most_frequent(pixels_BHWC, weight_B), self.background[...])
         settled = jnp.max(jnp.abs(usual - self.background[...])) < 0.05  # until then windows hold background
         restart = (count[idle] < 0.25 * fair) & (badness > 0) & settled
         seen = jnp.concatenate([seen_NC, seed_NC])
@@ -369,6 +360,23 @@ def _highest_nearby(value_BHW: jax.Array) -> jax.Array:
     top = value_BHW >= highest(value_BHW, -jnp.inf)
     first = jnp.where(top, order, -h * w)
     return top & (first >= highest(first, -h * w))
+
+
+def _worst(
+    wanted_BHWC: jax.Array, left_BHWC: jax.Array, weight_BHW: jax.Array, c: GainShapeVQ.Config
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, jax.Array]]:
+    """Windows that masks restart from: a few of those that have something in their middle, with most unexplained.
+
+    Returns what they lose `[N]` (0 where there are fewer), how many windows lose too much, and their seeds.
+    """
+    held, centre = _middle(wanted_BHWC, c)
+    left_power = jnp.square(_cut(left_BHWC, centre, c)) * _bell(c.side)[None, :, :, None]
+    lost = weight_BHW * jnp.sum(left_power, axis=(1, 2, 3)).reshape(held.shape)
+    wrong = lost > 0.5 * c.worth
+    if c.overlapping:
+        wrong &= _highest_nearby(held)
+    badness, worst = jax.lax.top_k(jnp.where(wrong, lost, 0.0).reshape(-1), min(8, c.masks, lost.size))
+    return badness, jnp.sum(wrong), _seed(_cut(wanted_BHWC, centre, c)[worst], c)
 
 
 def _seed(window_NKKC: jax.Array, c: GainShapeVQ.Config) -> tuple[jax.Array, jax.Array]:

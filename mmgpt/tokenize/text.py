@@ -6,7 +6,8 @@ from pathlib import Path
 import numpy as np
 
 from mmgpt.core.document import Text
-from mmgpt.core.log import progress, write_atomic
+from mmgpt.core.log import console, progress, write_atomic
+from mmgpt.data.codec import RecordError
 from mmgpt.data.record import Dataset
 from mmgpt.tokens.text import TextError, TextTokenizer
 
@@ -18,6 +19,7 @@ def train_text(datasets: list[Path], out: Path, size: int, most: int, superwords
     if documents == 0:
         raise TextError("no documents to train a text tokenizer on; import some first.")
     share = min(1.0, most / documents)
+    damaged: list[str] = []
 
     def texts() -> Iterator[str]:
         for dataset in opened:
@@ -25,11 +27,18 @@ def train_text(datasets: list[Path], out: Path, size: int, most: int, superwords
             for i in progress(
                 np.linspace(0, len(dataset) - 1, count).astype(int), total=count, label=f"read {dataset.name}"
             ):
-                for segment in dataset[int(i)].segments:
+                try:
+                    segments = dataset[int(i)].segments
+                except RecordError as e:
+                    damaged.append(str(e))
+                    continue
+                for segment in segments:
                     if isinstance(segment, Text) and segment.text:
                         yield segment.text
 
     trained = TextTokenizer.train(texts(), size, superwords)
+    if damaged:
+        console.print(f"left out {len(damaged)} damaged records; the first: {damaged[0]}")
     out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, trained.model)
     return trained

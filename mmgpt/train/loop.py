@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mmgpt.core.config import ConfigError
-from mmgpt.core.log import Metrics, console, write_json
+from mmgpt.core.log import Metrics, Untold, console, write_json
 from mmgpt.core.stream import Batch
 from mmgpt.data.loader import Rows
+from mmgpt.dist import axes as rules
 from mmgpt.dist import hosts
 from mmgpt.train import state as states
 from mmgpt.train.checkpoint import CheckpointError, Checkpoints
@@ -44,12 +46,13 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None) -> Outcome:
         held.enter_context(jax.set_mesh(built.mesh))
         checkpoints = held.enter_context(run.checkpoint.build(run_dir / "checkpoints"))
         rows = build_rows(built, run_dir)
-        metrics = Metrics(run_dir)
+        metrics = Metrics(run_dir) if hosts.is_lead() else Untold(run_dir)
         try:
             state, first = _start(built, checkpoints, rows, run_dir)
             if going_on:
                 metrics.truncate(first)
-            write_json(run_dir / "data.json", rows.summary())
+            if hosts.is_lead():
+                write_json(run_dir / "data.json", rows.summary())
             return _steps(built, rows, state, first, checkpoints, metrics, hook)
         finally:
             metrics.close()
@@ -83,16 +86,19 @@ def _steps(
     run = built.run
     step_fn = make_step(built.structure, built.objective, built.optimizer, seed=run.seed, ema=run.ema)
     evaluation = make_evaluation(built.structure, built.objective)
-    held_out = {name: [place(b) for b in rows.held_out_batches(name, run.held_out_batches)] for name in rows.sources}
-    shard = (hosts.process_index(), hosts.process_count())
-    batches = rows.batches(first * rows.batch_rows, shard)
+    share = rules.share("batch", built.mesh)
+    held_out = {
+        name: [place(_part(b, share), share[1]) for b in rows.held_out_batches(name, run.held_out_batches)]
+        for name in rows.sources
+    }
+    batches = rows.batches(first * rows.batch_rows, share)
     peak = matmul_peak()
     meter = Meter()
     done, preempted = first, False
     begin = time.perf_counter()
     while done < run.steps and not preempted:
         asked = time.perf_counter()
-        batch = place(next(batches))
+        batch = place(next(batches), share[1])
         meter.waited(time.perf_counter() - asked)
         state, values = step_fn(state, batch)
         done += 1
@@ -108,17 +114,20 @@ def _steps(
             metrics.write(done, speed | figures)
             _tell(done, run.steps, figures, speed)
         preempted = hosts.preempted(done)
+        if preempted:  # before anything else: there may be seconds left
+            checkpoints.save(done, state, done * rows.batch_rows, {"steps": run.steps})
         if done % run.evaluate_every == 0 or done == run.steps:
             jax.block_until_ready(state)
             meter.pause()
             weights = state["params"] if run.ema is None else state["ema"]
             opened = Opened(built, done, weights, state["variables"])
             metrics.write(done, evaluate(evaluation, opened, held_out), "held_out")
-            if hook is not None and hosts.is_lead():
+            if hook is not None and hosts.process_count() == 1:  # it computes on its own, which one of many cannot
                 hook(opened, metrics)
-            peak = matmul_peak()  # measured again: a shared machine's speed drifts
+            if done < run.steps:
+                peak = matmul_peak()  # measured again: a shared machine's speed drifts
             meter.resume()
-        if done % run.save_every == 0 or done == run.steps or preempted:
+        if (done % run.save_every == 0 or done == run.steps) and not preempted:
             checkpoints.save(done, state, done * rows.batch_rows, {"steps": run.steps})
     if not checkpoints.wait():
         raise CheckpointError(
@@ -126,6 +135,12 @@ def _steps(
             "command again, which goes on from the newest checkpoint there."
         )
     return Outcome(done, preempted and done < run.steps)
+
+
+def _part(batch: Batch, share: tuple[int, int]) -> Batch:
+    """This process's part of a global batch's rows."""
+    part, parts = share
+    return jax.tree.map(lambda leaf: np.split(leaf, parts)[part], batch)
 
 
 def evaluate(evaluation: Callable[..., Any], opened: Opened, held_out: dict[str, list[Batch]]) -> dict[str, float]:

@@ -1,15 +1,13 @@
 """The optimizer: AdamW or Muon under a schedule, from optax, with its state as a plain dict of named arrays."""
 
-import math
 from typing import Any, Literal
 
 import jax
 import optax
 import optax.contrib
-from jax.sharding import PartitionSpec
 
 from mmgpt.core import config
-from mmgpt.dist.axes import MESH_AXES
+from mmgpt.dist.axes import by_layer
 
 
 class Optimizer:
@@ -67,7 +65,7 @@ class Muon(Optimizer.Config):
     """Momentum made orthogonal for the layers' matrices (arXiv 2502.16982), AdamW with Nesterov momentum for all else.
 
     `consistent` scales a matrix's step to this root mean square, so that learning rates fit both. Newton-Schulz takes
-    `iterations` products of each matrix with itself.
+    `iterations` steps.
     """
 
     momentum: float = 0.95
@@ -98,16 +96,7 @@ def _by_layer(transform: optax.GradientTransformation) -> optax.GradientTransfor
     """
 
     def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
-        sizes = jax.sharding.get_abstract_mesh().shape
-        layers = {leaf.shape[0] for leaf in jax.tree.leaves(updates)}
-        for axes in (MESH_AXES[start:] for start in range(len(MESH_AXES))):
-            if all(layer % math.prod(sizes[a] for a in axes) == 0 for layer in layers):
-                break
-        else:
-            return transform.update(updates, state, params)
-        whole, split = PartitionSpec(), PartitionSpec(axes)
-        specs = jax.tree.map(lambda leaf: split if leaf.ndim > 2 else whole, (updates, state, params))
-        return jax.shard_map(transform.update, in_specs=specs, out_specs=specs[:2])(updates, state, params)
+        return by_layer(transform.update, updates, state, params)
 
     return optax.GradientTransformation(transform.init, update)
 

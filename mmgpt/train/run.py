@@ -16,6 +16,7 @@ from mmgpt.core.config import ConfigError
 from mmgpt.core.log import console, write_atomic
 from mmgpt.data.loader import Rows, RowsConfig
 from mmgpt.dist import axes as rules
+from mmgpt.dist import hosts
 from mmgpt.dist.mesh import Mesh
 from mmgpt.models import ModelConfig, VisionConfig
 from mmgpt.objectives.objective import Objective, ObjectiveConfig
@@ -84,8 +85,11 @@ CHANGEABLE = (
     "save_every",
     "samples",
     "checkpoint.",
+    "data.threads",
+    "data.prefetch",
+    "data.cache_bytes",
 )
-"""Leaves that may differ when a run goes on: they do not change what a step computes."""
+"""Leaves that may differ when a run goes on: what a run learns from is the same. More `steps` stretch the schedule."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,9 +117,10 @@ def _check(run: Run) -> None:
         raise ConfigError(f"ema is {run.ema}; it is the decay of an average, between 0 and 1.")
     if isinstance(run.model, VisionConfig):
         for name in ("height", "width"):
-            if getattr(run.data, name, 0) % run.model.patch:
+            size = vars(run.data).get(name, 0)
+            if size % run.model.patch:
                 raise ConfigError(
-                    f"data.{name} {getattr(run.data, name)} is not a multiple of the model's patch of "
+                    f"data.{name} {size} is not a multiple of the model's patch of "
                     f"{run.model.patch} pixels; change one of them."
                 )
 
@@ -152,7 +157,8 @@ def build_rows(built: Built, run_dir: Path) -> Rows:
 
 def _begun(run_dir: Path) -> bool:
     """Whether a step was taken there; a run that failed before may be tried again with another config."""
-    return (run_dir / "metrics.jsonl").exists() or any((run_dir / "checkpoints").glob("*"))
+    told = run_dir / "metrics.jsonl"
+    return (told.exists() and told.stat().st_size > 0) or any((run_dir / "checkpoints").glob("*"))
 
 
 @contextlib.contextmanager
@@ -185,8 +191,11 @@ def claim(run: Run, run_dir: Path) -> bool:
             raise ConfigError(
                 f"{run_dir} holds a run of another config:\n{lines}\nGive another --run-dir, or the config as it was."
             )
-    run_dir.mkdir(parents=True, exist_ok=True)
     known = path.exists() and _begun(run_dir)
+    hosts.barrier("run folder checked")
+    if not hosts.is_lead():
+        return known
+    run_dir.mkdir(parents=True, exist_ok=True)
     write_atomic(path, config.to_json(run))
     with open(run_dir / "command.txt", "a") as f:
         f.write(" ".join(sys.argv) + "\n")
@@ -195,9 +204,10 @@ def claim(run: Run, run_dir: Path) -> bool:
             "commit.txt": ["git", "rev-parse", "HEAD"],
             "diff.patch": ["git", "diff", "HEAD"],
         }.items():
-            done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, text=True, check=False)
-            if done.returncode == 0:
-                write_atomic(run_dir / name, done.stdout)
+            with contextlib.suppress(OSError):  # where there is no git
+                done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=False)
+                if done.returncode == 0:
+                    write_atomic(run_dir / name, done.stdout)
     return known
 
 

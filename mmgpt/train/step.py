@@ -17,8 +17,9 @@ from mmgpt.train.state import State, Structure
 StepMetrics = dict[str, jax.Array]
 
 
-def place(batch: Batch) -> Batch:
-    """A host's rows as global arrays, rows over the batch axes and positions over the sequence axis."""
+def place(batch: Batch, parts: int = 1) -> Batch:
+    """A host's rows, one of `parts` of the global batch, as global arrays: rows over the batch axes, positions over
+    the sequence axis."""
 
     def put(path: Any, leaf: np.ndarray) -> jax.Array:
         name = path[-1].name if isinstance(path[-1], jax.tree_util.GetAttrKey) else ""
@@ -30,7 +31,8 @@ def place(batch: Batch) -> Batch:
             axes = "batch keys"
         else:
             axes = " ".join(("batch", "seq", "embed")[: leaf.ndim])
-        return jax.make_array_from_process_local_data(rules.sharding(axes, rules.ACT), leaf)
+        whole = (leaf.shape[0] * parts, *leaf.shape[1:])
+        return jax.make_array_from_process_local_data(rules.sharding(axes, rules.ACT), leaf, whole)
 
     return jax.tree.map_with_path(put, batch)
 

@@ -1,5 +1,6 @@
 """`mmgpt generate` with a run of random parameters: files, texts on standard output, and clear errors."""
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -38,13 +39,32 @@ def test_a_video_gains_frames(model_run: Path, tmp_path: Path):
     assert (tmp_path / "out" / "000-0.gif").is_file()
 
 
+def test_more_frames_than_a_row_has_room_for_are_refused(
+    model_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "a.mp4").write_bytes(encode_mp4(np.full((1, 16, 16, 3), 99, np.uint8), 4))
+    video = ("--video", str(tmp_path / "a.mp4"))
+    assert generate(model_run, tmp_path / "out", *video, "--add-frames", "1000") == 1
+    message = capsys.readouterr().err
+    assert "--add-frames is 1000" in message
+    most = re.search(r"room for (\d+)", message.replace("\n", " "))
+    assert most is not None
+    assert generate(model_run, tmp_path / "out", *video, "--add-frames", most[1]) == 0
+    assert generate(model_run, tmp_path / "out", *video, "--add-frames", str(int(most[1]) + 1)) == 1
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         (("--image", "none.png"), "none.png: no such file"),
         (("--count", "0"), "ask for at least one"),
         (("--add-frames", "1"), "goes on with a video"),
+        (("--add-frames", "-1"), "--add-frames is -1"),
         (("--prompt", "red " * 80), "nothing is left to generate"),
+        (("--temperature", "-1"), "temperature is -1.0; give 0"),
+        (("--text-temperature", "nan"), "temperature is nan"),
+        (("--top-p", "0"), "top_p is 0.0; give more than 0"),
+        (("--top-k", "-2"), "top_k is -2; give 0"),
     ],
 )
 def test_a_prompt_that_cannot_be_used_is_one_clear_error(

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -49,14 +50,14 @@ def prepared(run: Run, folder: Path) -> Path:
     return folder
 
 
-def start(folder: Path, *arguments: str) -> subprocess.Popen:
+def start(folder: Path, *arguments: str, **environment: str) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "mmgpt", "train", str(folder), *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
         cwd=ROOT,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        env=os.environ | {"JAX_PLATFORMS": "cpu"} | environment,
     )
 
 
@@ -241,3 +242,26 @@ def test_a_run_that_cannot_be_saved_does_not_end_well(made: Run, tmp_path: Path)
     told = pytest.raises(CheckpointError, match="step 2 is done, but could not be saved")
     with small_disk(tmp_path / "disk", "300k") as disk, told:
         train(run, disk / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.multiproc
+@pytest.mark.parametrize("mesh", [Mesh.Config(), Mesh.Config(fsdp=1, tensor=2)], ids=["rows", "tensor"])
+def test_two_processes_train_as_one_with_as_many_devices(made: Run, tmp_path: Path, mesh: Mesh.Config) -> None:
+    run = made.replace(mesh=mesh)
+    devices = "--xla_force_host_platform_device_count="
+    alone_folder, both = prepared(run, tmp_path / "one"), prepared(run, tmp_path / "two")
+    finish(start(alone_folder, XLA_FLAGS=f"{devices}2"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{probe.getsockname()[1]}"
+    told = {"XLA_FLAGS": f"{devices}1", "JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": "2"}
+    for process in [start(both, **told, JAX_PROCESS_ID=str(i)) for i in range(2)]:
+        finish(process)
+    for kind in ("train", "held_out"):
+        one, two = lines(alone_folder, kind), lines(both, kind)
+        assert one.keys() == two.keys() != set()
+        for step in one:
+            for name in (name for name in one[step] if "loss" in name or "next_token" in name):
+                assert two[step][name] == pytest.approx(one[step][name], abs=1e-5), (step, name)
+    assert len((both / "command.txt").read_text().splitlines()) == 1
