@@ -51,6 +51,7 @@ class TextTokenizer:
                 byte_fallback=True,
                 split_digits=True,
                 split_by_whitespace=not superwords,
+                max_sentence_length=1 << 24,  # bytes: longer texts would be left out in silence, by default from 4,192
                 user_defined_symbols=list(DIGITS),
                 unk_id=0,
                 bos_id=-1,

@@ -28,6 +28,12 @@ def test_ordinary_text_comes_back_whole(words: str) -> None:
     assert tiny.text().decode(tiny.text().encode(words)) == words
 
 
+def test_a_long_text_counts_as_much_as_short_ones() -> None:
+    long = "zebra giraffe okapi " * 400
+    assert len(long) > 4192
+    assert len(TextTokenizer.train([long], 300).encode("zebra giraffe okapi")) <= 3
+
+
 @given(st.text(max_size=40))
 def test_any_text_has_ids_and_comes_back_normalised(words: str) -> None:
     tokenizer = tiny.text()
