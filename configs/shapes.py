@@ -64,10 +64,10 @@ def _decoder(
         tokens=Tokens(grammar=Emu3.Config(), text=f"{folder}/text.model", vision=f"{folder}/vision"),
         data=PackedRows.Config(
             sources=(
-                source("pairs", 0.57, swap=0.65, drop_text=0.05, first_loss=0.1),
-                source("questions", 0.11),
-                source("clips", 0.09, swap=0.7),
-                source("edits", 0.15),
+                source("pairs", 0.51, swap=0.62, drop_text=0.05, first_loss=0.1),
+                source("questions", 0.14),
+                source("clips", 0.10, swap=0.7),
+                source("edits", 0.17),
                 source("stories", 0.08, first_loss=0.1),
             ),
             row_length=row_length,
@@ -93,7 +93,7 @@ def quickstart_model() -> Run:
     model = Decoder.Config(
         layers=4, embed=128, mlp=344, heads=4, kv_heads=2, head_dim=32, rope_grid=4, places=4, scan=False
     )
-    return _decoder("runs/quickstart", 2800, model, row_length=208, batch_rows=8, learning_rate=4e-3)
+    return _decoder("runs/quickstart", 3000, model, row_length=208, batch_rows=8, learning_rate=4e-3)
 
 
 def shapes_vision() -> Run:
@@ -106,7 +106,7 @@ def shapes_model() -> Run:
     model = Decoder.Config(
         layers=4, embed=192, mlp=512, heads=4, kv_heads=2, head_dim=48, rope_grid=6, places=4, scan=False
     )
-    return _decoder("runs/shapes", 9000, model, row_length=208, batch_rows=8, learning_rate=3e-3)
+    return _decoder("runs/shapes", 12000, model, row_length=208, batch_rows=8, learning_rate=3e-3)
 
 
 def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
@@ -148,7 +148,7 @@ def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
 
 def quickstart() -> Recipe:
     """From nothing to `runs/quickstart/report.html` in 12 minutes on 2 cores."""
-    sizes = {"pairs": 16000, "stories": 1400, "clips": 1800, "questions": 4500, "edits": 5000, "eval-each": 100}
+    sizes = {"pairs": 12000, "stories": 1400, "clips": 1800, "questions": 6000, "edits": 3600, "eval-each": 100}
     return _road("quickstart", tuple(f"--{k}={v}" for k, v in sizes.items()), text_size=512)
 
 
