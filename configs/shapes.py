@@ -106,7 +106,7 @@ def shapes_model() -> Run:
     model = Decoder.Config(
         layers=4, embed=192, mlp=512, heads=4, kv_heads=2, head_dim=48, rope_grid=6, places=4, scan=False
     )
-    return _decoder("runs/shapes", 12000, model, row_length=208, batch_rows=8, learning_rate=3e-3)
+    return _decoder("runs/shapes", 9000, model, row_length=208, batch_rows=8, learning_rate=3e-3)
 
 
 def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
