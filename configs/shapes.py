@@ -1,7 +1,7 @@
 """The shapes world: the main job from raw files to a model that reads and draws, on a laptop's CPU.
 
-    mmgpt run quickstart     12 minutes on 2 cores: corpus, tokenizers, a decoder, scores and a report
-    mmgpt run shapes         the same road with a larger decoder and more of everything
+    mmgpt run quickstart     10 minutes on 2 cores: corpus, tokenizers, a decoder, scores and a report
+    mmgpt run shapes         49 minutes: a larger decoder and more of everything
 
 One decoder learns all tasks at once: text -> image, image -> caption, questions, clips, stories, edits.
 """
@@ -147,7 +147,7 @@ def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
 
 
 def quickstart() -> Recipe:
-    """From nothing to `runs/quickstart/report.html` in 12 minutes on 2 cores."""
+    """From nothing to `runs/quickstart/report.html` in 10 minutes on 2 cores."""
     sizes = {"pairs": 12000, "stories": 1400, "clips": 1800, "questions": 6000, "edits": 3600, "eval-each": 100}
     return _road("quickstart", tuple(f"--{k}={v}" for k, v in sizes.items()), text_size=512)
 
