@@ -204,10 +204,12 @@ def claim(run: Run, run_dir: Path) -> bool:
             "commit.txt": ["git", "rev-parse", "HEAD"],
             "diff.patch": ["git", "diff", "HEAD"],
         }.items():
-            with contextlib.suppress(OSError):  # where there is no git
+            try:
                 done = subprocess.run(command, cwd=Path(__file__).parent, capture_output=True, check=False)
-                if done.returncode == 0:
-                    write_atomic(run_dir / name, done.stdout)
+            except OSError:
+                break  # no git here
+            if done.returncode == 0:
+                write_atomic(run_dir / name, done.stdout)
     return known
 
 
