@@ -36,12 +36,15 @@ def text() -> TextTokenizer:
 
 
 @functools.cache
-def grammar(codebooks: tuple[int, ...] = BOOKS) -> Emu3:
-    return Emu3.Config().build(text(), codebooks)
+def grammar(codebooks: tuple[int, ...] = BOOKS, blanks: bool = False) -> Emu3:
+    return Emu3.Config().build(text(), codebooks, blanks=blanks)
 
 
-def grid(rng: np.random.Generator, shape: tuple[int, ...], codebooks: tuple[int, ...] = BOOKS) -> np.ndarray:
-    return np.stack([rng.integers(0, size, shape) for size in codebooks], axis=-1).astype(np.int32)
+def grid(
+    rng: np.random.Generator, shape: tuple[int, ...], codebooks: tuple[int, ...] = BOOKS, blanks: bool = True
+) -> np.ndarray:
+    codes = np.stack([rng.integers(0, size, shape) for size in codebooks], axis=-1).astype(np.int32)
+    return codes * (codes[..., :1] > 0) if blanks else codes
 
 
 def documents(count: int, seed: int, codebooks: tuple[int, ...] = BOOKS) -> list[Document]:

@@ -12,7 +12,7 @@ from mmgpt.core.document import KINDS, Action, Document, Features, Image, Segmen
 _FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "offset": ("int64", ()),
     "kind": ("uint8", ()),
-    "shape": ("int32", (4,)),
+    "shape": ("int32", (5,)),
     "loss": ("float32", ()),
 }
 
@@ -21,9 +21,9 @@ _FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
 class Index:
     """Sizes of all segments, in document order: segments of document d are `offset[d] : offset[d + 1]`.
 
-    `offset [N+1] int64`, `kind [S] uint8` (position in KINDS), `loss [S] float32`, `shape [S, 4] int32`: text ids
-    (n,0,0,0), raw text (characters,0,0,0), image codes (1,H,W,C), video codes (T,H,W,C), action codes (n,0,0,0),
-    features (N,F,0,0), raw media zeros.
+    `offset [N+1] int64`, `kind [S] uint8` (position in KINDS), `loss [S] float32`, `shape [S, 5] int32`: text ids
+    (n,0,0,0,0), raw text (characters,0,0,0,0), image codes (1,H,W,C,P), video codes (T,H,W,C,P) where P counts the
+    places whose first code is not 0, action codes (n,0,0,0,0), features (N,F,0,0,0), raw media zeros.
     """
 
     offset: np.ndarray
@@ -41,7 +41,7 @@ class Index:
         return cls(
             offset=np.cumsum(counts, dtype=np.int64),
             kind=np.array([s[0] for s in segments], np.uint8),
-            shape=np.array([s[1] for s in segments], np.int32).reshape(-1, 4),
+            shape=np.array([s[1] for s in segments], np.int32).reshape(-1, 5),
             loss=np.array([s[2] for s in segments], np.float32),
         )
 
@@ -53,7 +53,7 @@ class Index:
         return cls(
             offset=np.concatenate([np.zeros(1, np.int64), *offsets]),
             kind=np.concatenate([np.zeros(0, np.uint8), *(p.kind for p in parts)]),
-            shape=np.concatenate([np.zeros((0, 4), np.int32), *(p.shape for p in parts)]),
+            shape=np.concatenate([np.zeros((0, 5), np.int32), *(p.shape for p in parts)]),
             loss=np.concatenate([np.zeros(0, np.float32), *(p.loss for p in parts)]),
         )
 
@@ -82,19 +82,22 @@ class Index:
         return cls(**arrays)
 
 
-def segment_shape(segment: Segment) -> tuple[int, int, int, int]:
+def segment_shape(segment: Segment) -> tuple[int, int, int, int, int]:
     """The row of a segment in `Index.shape`."""
     match segment:
         case Text(ids=np.ndarray() as ids):
-            return (len(ids), 0, 0, 0)
+            return (len(ids), 0, 0, 0, 0)
         case Text(text=str() as text):
-            return (len(text), 0, 0, 0)
+            return (len(text), 0, 0, 0, 0)
         case Image(codes=np.ndarray() as codes):
-            return (1, *codes.shape)
+            H, W, C = codes.shape
+            return (1, H, W, C, int(np.count_nonzero(codes[..., 0])))
         case Video(codes=np.ndarray() as codes):
-            return codes.shape  # pyright: ignore[reportReturnType]
+            T, H, W, C = codes.shape
+            return (T, H, W, C, int(np.count_nonzero(codes[..., 0])))
         case Action(codes=np.ndarray() as codes):
-            return (len(codes), 0, 0, 0)
+            return (len(codes), 0, 0, 0, 0)
         case Features(feats=np.ndarray() as feats):
-            return (*feats.shape, 0, 0)
-    return (0, 0, 0, 0)
+            N, F = feats.shape
+            return (N, F, 0, 0, 0)
+    return (0, 0, 0, 0, 0)

@@ -37,7 +37,7 @@ def statistics(dataset: Dataset) -> dict[str, Any]:
     index, shards = dataset.index, dataset.manifest["shards"]
     kinds = {kind.__name__.lower(): int(np.sum(index.kind == i)) for i, kind in enumerate(KINDS)}
     texts = index.shape[index.kind == KINDS.index(Text), 0]
-    media = index.shape[(index.kind == KINDS.index(Image)) | (index.kind == KINDS.index(Video))]
+    media = index.shape[(index.kind == KINDS.index(Image)) | (index.kind == KINDS.index(Video)), :4]
     shapes, counts = np.unique(media, axis=0, return_counts=True)
     grids = {"x".join(map(str, s)): int(n) for s, n in zip(shapes.tolist(), counts, strict=True) if any(s)}
     size = sum(shard["bytes"] for shard in shards)

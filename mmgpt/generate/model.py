@@ -94,8 +94,8 @@ class Model:
         """Tokens of the longest medium that the model may open; 0 if none."""
         C = len(self.grammar.vocabulary.codebooks)
         kinds = [KINDS.index(Video if T else Image) for T, _, _ in self.sizes]
-        shapes = [(max(T, 1), H, W, C) for T, H, W in self.sizes]
-        lengths = self.grammar.segment_lengths(np.array(kinds, np.uint8), np.array(shapes, np.int32).reshape(-1, 4))
+        shapes = [(max(T, 1), H, W, C, max(T, 1) * H * W) for T, H, W in self.sizes]
+        lengths = self.grammar.segment_lengths(np.array(kinds, np.uint8), np.array(shapes, np.int32).reshape(-1, 5))
         return int(lengths.max(initial=0))
 
     def go_on(self, documents: Sequence[Document], sampling: Sampling, add_frames: int = 0) -> list[Continuation]:

@@ -35,3 +35,8 @@ class VisionConfig(ModelConfig):
     @abc.abstractmethod
     def codebooks(self) -> tuple[int, ...]:
         """Sizes of the codebooks in the order in which a place lists its codes."""
+
+    @property
+    def blanks(self) -> bool:
+        """Whether a place whose first code is 0 holds nothing: its other codes are 0 too and need no ids."""
+        return False

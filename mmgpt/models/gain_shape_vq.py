@@ -74,6 +74,10 @@ class GainShapeVQ(nnx.Module):
             place = (self.centres + 1,) * 2 if self.centres > 1 else ()
             return (self.colours + 1, self.masks + 1, *place)
 
+        @property
+        def blanks(self) -> bool:
+            return True
+
         def step_flops(self, batch: Batch) -> float:
             """Matmul operations of one training step: the search of every round."""
             B, H, W, _ = batch.streams["pixels"].feats.shape

@@ -41,7 +41,7 @@ class Tokens(config.Config):
         vision = load_run(Path(self.vision)).model
         if not isinstance(vision, VisionConfig):
             raise ConfigError(f"tokens.vision={self.vision}: that run trains no image tokenizer; name one that does.")
-        return self.grammar.build(TextTokenizer.load(Path(self.text)), vision.codebooks)
+        return self.grammar.build(TextTokenizer.load(Path(self.text)), vision.codebooks, blanks=vision.blanks)
 
 
 class Run(config.Config):

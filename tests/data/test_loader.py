@@ -27,7 +27,7 @@ class Plain:
     overhead, pad = 2, PAD
 
     def segment_lengths(self, kind: np.ndarray, shape: np.ndarray) -> np.ndarray:
-        return np.where(kind == 0, shape[:, 0], np.prod(shape[:, 1:], axis=1, dtype=np.int64) + 2)
+        return np.where(kind == 0, shape[:, 0], np.prod(shape[:, 1:4], axis=1, dtype=np.int64) + 2)
 
     def places(self, ids: np.ndarray) -> np.ndarray:
         """Codes lie in row 1, in columns by their value."""

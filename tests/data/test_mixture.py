@@ -18,7 +18,7 @@ class Rule:
     overhead = 2
 
     def segment_lengths(self, kind: np.ndarray, shape: np.ndarray) -> np.ndarray:
-        return np.where(kind == 0, shape[:, 0], np.prod(shape, axis=1, dtype=np.int64) + 2)
+        return np.where(kind == 0, shape[:, 0], np.prod(shape[:, :4], axis=1, dtype=np.int64) + 2)
 
 
 def text(n: int) -> Text:

@@ -124,9 +124,9 @@ def test_the_index_holds_every_size(tmp_path: Path):
     index = written(tmp_path / "d", 7, shard_documents=3).index
     assert index.offset.tolist() == list(range(0, 57, 8))
     first = index.shape[: index.offset[1]].tolist()
-    assert first[0] == [len("Grüße, 世界 \0 <b>"), 0, 0, 0] and first[1] == first[2] == [0, 0, 0, 0]
-    assert first[4:] == [[1, 2, 3, 2], [4, 2, 3, 1], [3, 0, 0, 0], [2, 5, 0, 0]]
-    assert index.shape[index.offset[4] + 3].tolist() == [4, 0, 0, 0]
+    assert first[0] == [len("Grüße, 世界 \0 <b>"), 0, 0, 0, 0] and first[1] == first[2] == [0] * 5
+    assert first[4:] == [[1, 2, 3, 2, 5], [4, 2, 3, 1, 24], [3, 0, 0, 0, 0], [2, 5, 0, 0, 0]]
+    assert index.shape[index.offset[4] + 3].tolist() == [4, 0, 0, 0, 0]
     assert index.kind[:8].tolist() == [0, 1, 2, 0, 1, 2, 3, 4]
     assert index.loss[:8].tolist() == [0, 1, 1, 1, 0.25, 1, 1, 1]
 
@@ -187,7 +187,7 @@ def test_an_index_of_another_dataset_is_noticed(tmp_path: Path):
     written(tmp_path / "d", 10)
     other = written(tmp_path / "other", 9).directory
     shutil.copy(other / "index-shape.npy", tmp_path / "d")
-    with pytest.raises(DatasetError, match=r"expected int32 \(80, 4\), found int32 \(72, 4\)"):
+    with pytest.raises(DatasetError, match=r"expected int32 \(80, 5\), found int32 \(72, 5\)"):
         Dataset(tmp_path / "d")
 
 

@@ -16,13 +16,14 @@ from mmgpt.tokens.grammars.emu3 import Emu3
 from mmgpt.tokens.grammars.grammar import Grammar, GrammarError
 from tests import tiny
 
-BOOKS = ((5,), (4, 8))
+LAYOUTS = (((5,), False), ((4, 8), False), ((4, 8), True))
+"""Codebooks, and whether code 0 of the first is a blank place."""
 SIZES = ((0, 2, 3), (0, 2, 10), (0, 12, 1), (2, 2, 2), (11, 1, 1))
-books = pytest.mark.parametrize("codebooks", BOOKS, ids=["1 book", "2 books"])
+layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["1 book", "2 books", "blanks"])
 
 
 @st.composite
-def drawn(draw: st.DrawFn, codebooks: tuple[int, ...]) -> Document:
+def drawn(draw: st.DrawFn, layout: tuple[tuple[int, ...], bool]) -> Document:
     """Any tokenised document; ids and codes by a seed, which shrinks as well as drawing each."""
     rng = np.random.default_rng(draw(st.integers(0, 99)))
     side = st.integers(1, 4) | st.integers(9, 12)
@@ -32,9 +33,9 @@ def drawn(draw: st.DrawFn, codebooks: tuple[int, ...]) -> Document:
             n = draw(st.integers(0, 6))
             segments.append(Text(ids=rng.integers(0, tiny.text().size, n).astype(np.int32)))
         elif kind is Image:
-            segments.append(Image(codes=tiny.grid(rng, (draw(side), draw(side)), codebooks)))
+            segments.append(Image(codes=tiny.grid(rng, (draw(side), draw(side)), *layout)))
         else:
-            segments.append(Video(codes=tiny.grid(rng, (draw(st.integers(1, 11)), draw(side), draw(side)), codebooks)))
+            segments.append(Video(codes=tiny.grid(rng, (draw(st.integers(1, 11)), draw(side), draw(side)), *layout)))
     return Document(key="", segments=tuple(segments))
 
 
@@ -49,11 +50,11 @@ def canonical(document: Document) -> Document:
     return Document(key="", segments=tuple(s for s in segments if not isinstance(s, Text) or len(s.ids)))
 
 
-@books
+@layouts
 @given(data=st.data())
-def test_a_document_comes_back(codebooks: tuple[int, ...], data: st.DataObject) -> None:
-    document = data.draw(drawn(codebooks))
-    grammar = tiny.grammar(codebooks)
+def test_a_document_comes_back(layout: tuple[tuple[int, ...], bool], data: st.DataObject) -> None:
+    document = data.draw(drawn(layout))
+    grammar = tiny.grammar(*layout)
     tokens = grammar.encode(document)
     assert equal(grammar.parse(tokens.ids), canonical(document))
     assert equal(grammar.parse(grammar.encode(document, end=False).ids), canonical(document))
@@ -61,13 +62,13 @@ def test_a_document_comes_back(codebooks: tuple[int, ...], data: st.DataObject) 
     assert equal(grammar.parse(padded), canonical(document))
 
 
-@books
+@layouts
 @given(data=st.data())
-def test_lengths_are_known_from_the_shapes(codebooks: tuple[int, ...], data: st.DataObject) -> None:
-    document = data.draw(drawn(codebooks))
-    grammar = tiny.grammar(codebooks)
+def test_lengths_are_known_from_the_shapes(layout: tuple[tuple[int, ...], bool], data: st.DataObject) -> None:
+    document = data.draw(drawn(layout))
+    grammar = tiny.grammar(*layout)
     kind = np.array([KINDS.index(type(s)) for s in document.segments], np.uint8)
-    shape = np.array([segment_shape(s) for s in document.segments], np.int32).reshape(-1, 4)
+    shape = np.array([segment_shape(s) for s in document.segments], np.int32).reshape(-1, 5)
     tokens = grammar.encode(document)
     assert grammar.segment_lengths(kind, shape).sum() + grammar.overhead == len(tokens.ids)
     assert len(tokens.ids) == len(tokens.modality) == len(tokens.weight)
@@ -96,6 +97,18 @@ def test_places_are_rows_and_columns_of_the_picture() -> None:
     assert not tokens.place[layout].any() and not tokens.place[1:3].any()
 
 
+def test_a_blank_place_is_one_id_and_the_next_place_follows() -> None:
+    grammar = tiny.grammar((4, 8, 3), True)
+    codes = np.array([[[0, 0, 0], [2, 7, 0], [0, 0, 0]]], np.int32)
+    tokens = grammar.encode(Document(key="", segments=(Image(codes=codes),)))
+    visual = tokens.ids >= grammar.vocabulary.visual_start
+    starts = grammar.vocabulary.codebook_starts
+    assert tokens.ids[visual].tolist() == [starts[0], starts[0] + 2, starts[1] + 7, starts[2], starts[0]]
+    assert tokens.place[visual].tolist() == [[1, 1], [1, 2], [1, 2], [1, 2], [1, 3]]
+    dense = tiny.grammar((4, 8, 3)).encode(Document(key="", segments=(Image(codes=codes),)))
+    assert len(dense.ids) == len(tokens.ids) + 2 * 2
+
+
 def test_an_opened_clip_goes_on_to_be_the_clip() -> None:
     grammar = tiny.grammar()
     codes = tiny.grid(np.random.default_rng(0), (11, 2, 2))
@@ -121,14 +134,16 @@ def test_what_cannot_be_laid_out_is_told() -> None:
     for segment, message in bad:
         with pytest.raises(GrammarError, match=f"'k'.*{message}"):
             grammar.encode(Document(key="k", segments=(segment,)))
+    with pytest.raises(GrammarError, match=r"'k'.*a blank place .* has other codes"):
+        tiny.grammar((4, 8), True).encode(Document(key="k", segments=(Image(codes=np.array([[[0, 1]]])),)))
     with pytest.raises(GrammarError, match="another kind of segment"):
-        grammar.segment_lengths(np.array([3], np.uint8), np.array([[1, 0, 0, 0]]))
+        grammar.segment_lengths(np.array([3], np.uint8), np.array([[1, 0, 0, 0, 0]]))
 
 
 @given(st.data())
 def test_damaged_ids_are_refused_or_still_a_document(data: st.DataObject) -> None:
     grammar = tiny.grammar()
-    ids = grammar.encode(data.draw(drawn(tiny.BOOKS))).ids.copy()
+    ids = grammar.encode(data.draw(drawn((tiny.BOOKS, False)))).ids.copy()
     at = data.draw(st.integers(0, len(ids) - 1))
     ids[at] = data.draw(st.integers(-3, grammar.vocabulary.used + 3))
     try:
@@ -153,10 +168,10 @@ def jitted_place(grammar: Grammar):
     return jax.jit(grammar.automaton(SIZES).place)
 
 
-@books
-def test_random_choices_end_in_the_room_and_parse(codebooks: tuple[int, ...]) -> None:
+@layouts
+def test_random_choices_end_in_the_room_and_parse(layout: tuple[tuple[int, ...], bool]) -> None:
     """Controls are made likely, or no medium would ever be opened by chance."""
-    grammar, room, rows = tiny.grammar(codebooks), 150, 16
+    grammar, room, rows = tiny.grammar(*layout), 150, 16
     machine, allowed, advance = jitted(grammar)
     state = jnp.asarray(np.repeat(machine.start(np.array([grammar.bos]))[None], rows, axis=0))
 
@@ -189,17 +204,17 @@ def test_random_choices_end_in_the_room_and_parse(codebooks: tuple[int, ...]) ->
     assert opened == set(SIZES)
 
 
-@books
+@layouts
 @settings(max_examples=15)
 @given(data=st.data())
-def test_device_and_host_agree_on_every_prefix(codebooks: tuple[int, ...], data: st.DataObject) -> None:
-    grammar = tiny.grammar(codebooks)
+def test_device_and_host_agree_on_every_prefix(layout: tuple[tuple[int, ...], bool], data: st.DataObject) -> None:
+    grammar = tiny.grammar(*layout)
     machine, allowed, advance = jitted(grammar)
     place = jitted_place(grammar)
     rng = np.random.default_rng(data.draw(st.integers(0, 999)))
     segments: list[Segment] = [Text(ids=rng.integers(0, tiny.text().size, 2).astype(np.int32))]
     T, H, W = SIZES[data.draw(st.integers(0, len(SIZES) - 1))]
-    codes = tiny.grid(rng, (H, W) if T == 0 else (T, H, W), codebooks)
+    codes = tiny.grid(rng, (H, W) if T == 0 else (T, H, W), *layout)
     segments.append(Image(codes=codes) if T == 0 else Video(codes=codes))
     whole = grammar.encode(Document(key="", segments=tuple(segments)))
     ids = whole.ids

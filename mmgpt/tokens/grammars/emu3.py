@@ -4,8 +4,9 @@
     image     BOI H*W IMG (row EOL) x H EOF EOI
     video     BOI T*H*W IMG ((row EOL) x H EOF) x T EOI
 
-Sizes are in places of the code grid, written as text. A place is one id per codebook, in order. Emu3 itself is the
-case of one codebook; a video's size string is UniVLA's.
+Sizes are in places of the code grid, written as text. A place is one id per codebook, in order; where the image
+tokenizer knows blank places, a blank one is its first id alone. Emu3 itself is the case of one codebook and no blanks;
+a video's size string is UniVLA's.
 """
 
 import functools
@@ -31,12 +32,12 @@ class Emu3:
         text_weight: float = 1.0
         vision_weight: float = 0.5
 
-        def build(self, text: TextTokenizer, codebooks: tuple[int, ...]) -> "Emu3":
-            return Emu3(self, text, codebooks)
+        def build(self, text: TextTokenizer, codebooks: tuple[int, ...], *, blanks: bool = False) -> "Emu3":
+            return Emu3(self, text, codebooks, blanks)
 
     overhead = 2
 
-    def __init__(self, c: "Emu3.Config", text: TextTokenizer, codebooks: tuple[int, ...]):
+    def __init__(self, c: "Emu3.Config", text: TextTokenizer, codebooks: tuple[int, ...], blanks: bool):
         self.text = text
         self.vocabulary = Vocabulary(text=text.size, controls=CONTROLS, codebooks=codebooks)
         self.weights = (c.text_weight, c.vision_weight)
@@ -46,15 +47,16 @@ class Emu3:
         self.eol, self.eof = control("EOL"), control("EOF")
         self.digits = tuple(text.symbol(d) for d in "0123456789")
         self.star = text.symbol("*")
+        self.blank = self.vocabulary.visual_start if blanks else -1
 
     def segment_lengths(self, kind: np.ndarray, shape: np.ndarray) -> np.ndarray:
-        T, H, W, C = (shape[:, i].astype(np.int64) for i in range(4))
+        T, H, W, C, painted = (shape[:, i].astype(np.int64) for i in range(5))
 
         def digits(n: np.ndarray) -> np.ndarray:
             return 1 + (n >= 10)
 
-        rows = T * H * (W * C + 1) + T
-        image = 4 + digits(H) + digits(W) + rows
+        codes = painted * (C - 1) + T * H * W if self.blank >= 0 else T * H * W * C
+        image = 4 + digits(H) + digits(W) + codes + T * H + T
         video = image + digits(T) + 1
         known = [kind == KINDS.index(k) for k in (Text, Image, Video)]
         if not np.all(known[0] | known[1] | known[2]):
@@ -83,9 +85,15 @@ class Emu3:
             sides = [int(side) for side in self.text_size(ids[boi + 1 : img].tolist()).split("*")]
             frames, H, W = sides if len(sides) == 3 else [1, *sides]
             grid = np.tile(_frame_places(H, W, len(self.vocabulary.codebooks)), (frames, 1))
-            room = place[img + 1 : img + 1 + len(grid)]
-            room[:] = grid[: len(room)]
+            slot = self._slots(ids[img + 1 :])
+            slot = slot[slot < len(grid)]
+            place[img + 1 : img + 1 + len(slot)] = grid[slot]
         return place
+
+    def _slots(self, ids: np.ndarray) -> np.ndarray:
+        """Where each id of a medium stands when every place lists all its codes: a blank takes up a whole place."""
+        taken = np.where(ids == self.blank, len(self.vocabulary.codebooks), 1)
+        return np.cumsum(taken) - taken
 
     def open_video(self, codes_THWC: np.ndarray, frames: int) -> np.ndarray:
         """Ids of a video of `frames` frames of which the first T are given: a prompt to be continued."""
@@ -133,6 +141,8 @@ class Emu3:
             )
         if codes.min() < 0 or any(codes[..., c].max() >= books[c] for c in range(C)):
             raise GrammarError(f"document {key!r}: a code is outside its codebook of {books}; tokenise again.")
+        if self.blank >= 0 and codes[codes[..., 0] == 0].any():
+            raise GrammarError(f"document {key!r}: a blank place (first code 0) has other codes; tokenise again.")
         return H, W
 
     def _size(self, *sides: int) -> list[int]:
@@ -143,8 +153,11 @@ class Emu3:
 
     def _frame(self, codes_HWC: np.ndarray) -> np.ndarray:
         H = codes_HWC.shape[0]
-        ids = (codes_HWC + np.array(self.vocabulary.codebook_starts)).reshape(H, -1)
-        return np.append(np.concatenate([ids, np.full((H, 1), self.eol)], axis=1).ravel(), self.eof)
+        ids = codes_HWC + np.array(self.vocabulary.codebook_starts)
+        if self.blank >= 0:
+            ids[..., 1:][codes_HWC[..., 0] == 0] = -1
+        frame = np.append(np.concatenate([ids.reshape(H, -1), np.full((H, 1), self.eol)], axis=1), self.eof)
+        return frame[frame >= 0]
 
     def parse(self, ids: np.ndarray) -> Document:
         machine = self.automaton()
@@ -174,8 +187,11 @@ class Emu3:
         sides = [int(part) for part in self.text_size(ids[:img]).split("*")]
         T, H, W = sides if len(sides) == 3 else [1, *sides]
         C = len(self.vocabulary.codebooks)
-        body = np.array([i for i in ids[img + 1 :] if i not in (self.eol, self.eof)], np.int32)
-        codes = body.reshape(T, H, W, C) - np.array(self.vocabulary.codebook_starts, np.int32)
+        body = np.array(ids[img + 1 :], np.int32)
+        frames = np.zeros((T, H * (W * C + 1) + 1), np.int32)
+        frames.ravel()[self._slots(body)] = body
+        places = frames[:, :-1].reshape(T, H, -1)[..., :-1].reshape(T, H, W, C)
+        codes = np.maximum(places - np.array(self.vocabulary.codebook_starts, np.int32), 0)
         return Video(codes=codes) if len(sides) == 3 else Image(codes=codes[0])
 
     def text_size(self, ids: list[int]) -> str:

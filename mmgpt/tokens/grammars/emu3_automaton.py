@@ -20,7 +20,7 @@ IN_TEXT, IN_SIZE, IN_CODES, ENDED, BEFORE = range(5)
 
 
 class Emu3Automaton:
-    """States `[B, 6] int32`: phase, place in the medium, T, H, W, and progress in the size string.
+    """States `[B, 6] int32`: phase, slot in the medium, T, H, W, and progress in the size string.
 
     The sizes that may be opened form a trie of size strings, walked by tables; T is 0 for an image.
     """
@@ -82,7 +82,8 @@ class Emu3Automaton:
     def _medium_length(self, size: tuple[int, int, int]) -> int:
         C = len(self.grammar.vocabulary.codebooks)
         kind = KINDS.index(Image if size[0] == 0 else Video)
-        shape = np.array([[max(size[0], 1), size[1], size[2], C]])
+        frames = max(size[0], 1)
+        shape = np.array([[frames, size[1], size[2], C, frames * size[1] * size[2]]])  # no place is blank
         return int(self.grammar.segment_lengths(np.array([kind]), shape)[0])
 
     # Host side: any size is legal in a prompt or a parsed document.
@@ -116,7 +117,7 @@ class Emu3Automaton:
                 column = self._expected(state)
                 known = 0 <= token < g.vocabulary.used
                 fits = known and (bool(self._visual[column, token]) if column >= 0 else token == -column)
-                state = self._after_code(state)
+                state = self._after_code(state, token)
             elif phase == ENDED:
                 fits = token == g.pad
             if not fits:
@@ -150,10 +151,12 @@ class Emu3Automaton:
             return -g.eof
         return -g.eol if inside % row == row - 1 else (inside % row) % C
 
-    def _after_code(self, state: list[int]) -> list[int]:
-        if self._expected(state) == -self.grammar.eoi:
+    def _after_code(self, state: list[int], token: int) -> list[int]:
+        g = self.grammar
+        if self._expected(state) == -g.eoi:
             return [IN_TEXT, 0, 0, 0, 0, 0]
-        return [state[PHASE], state[PLACE] + 1, *state[T:]]
+        taken = len(g.vocabulary.codebooks) if token == g.blank else 1
+        return [state[PHASE], state[PLACE] + taken, *state[T:]]
 
     # Device side.
 
@@ -209,7 +212,8 @@ class Emu3Automaton:
         opened = zero.at[:, PHASE].set(IN_CODES).at[:, T : W + 1].set(size)
         from_size = jnp.where(token == g.img, opened, state_BK.at[:, SLOT].set(child))
         ends = (self._device_class(state_BK) == C + 2)[:, None]
-        from_codes = jnp.where(ends, in_text, state_BK.at[:, PLACE].add(1))
+        taken = jnp.where(id_B == g.blank, C, 1)  # a blank stands for a whole place
+        from_codes = jnp.where(ends, in_text, state_BK.at[:, PLACE].add(taken))
         after = jnp.where(phase == IN_TEXT, from_text, state_BK)
         after = jnp.where(phase == IN_SIZE, from_size, after)
         return jnp.where(phase == IN_CODES, from_codes, after)

@@ -35,8 +35,11 @@ class GrammarConfig(config.Config, abc.ABC):
     """Config of a grammar."""
 
     @abc.abstractmethod
-    def build(self, text: TextTokenizer, codebooks: tuple[int, ...]) -> "Grammar":
-        """The grammar over a text tokenizer's ids and visual codebooks."""
+    def build(self, text: TextTokenizer, codebooks: tuple[int, ...], *, blanks: bool = False) -> "Grammar":
+        """The grammar over a text tokenizer's ids and visual codebooks.
+
+        With `blanks` a place whose first code is 0 holds nothing: that code alone is laid out.
+        """
 
 
 class Automaton(Protocol):
@@ -77,7 +80,7 @@ class Grammar(Protocol):
     overhead: int
 
     def segment_lengths(self, kind: np.ndarray, shape: np.ndarray) -> np.ndarray:
-        """Tokens of each segment `[S] int64` from its kind `[S]` and shape `[S, 4]` (see the record's index)."""
+        """Tokens of each segment `[S] int64` from its kind `[S]` and shape `[S, 5]` (see the record's index)."""
         ...
 
     def encode(self, document: Document, *, end: bool = True) -> Tokens:
