@@ -31,7 +31,7 @@ TASKS = ("draw", "unseen", "caption", "answer", "next_frame", "story", "edit")
 
 def _vision(folder: str, steps: int) -> Run:
     return Run(
-        model=GainShapeVQ.Config(),
+        model=GainShapeVQ.Config(masks=24),
         objective=Autoencode.Config(),
         data=ImageRows.Config(
             sources=tuple(Pictures.Config(path=f"{folder}/data/{name}") for name in ("pairs", "clips")),
@@ -49,9 +49,7 @@ def _vision(folder: str, steps: int) -> Run:
     )
 
 
-def _decoder(
-    folder: str, steps: int, model: Decoder.Config, row_length: int, batch_rows: int, learning_rate: float
-) -> Run:
+def _decoder(folder: str, steps: int, model: Decoder.Config, learning_rate: float) -> Run:
     def source(
         name: str, weight: float, swap: float = 0.0, drop_text: float = 0.0, first_loss: float = 1.0
     ) -> Source.Config:
@@ -64,16 +62,16 @@ def _decoder(
         tokens=Tokens(grammar=Emu3.Config(), text=f"{folder}/text.model", vision=f"{folder}/vision"),
         data=PackedRows.Config(
             sources=(
-                source("pairs", 0.51, swap=0.62, drop_text=0.05, first_loss=0.1),
-                source("questions", 0.14),
-                source("clips", 0.10, swap=0.7),
-                source("edits", 0.17),
+                source("pairs", 0.55, swap=0.7, drop_text=0.05, first_loss=0.1),
+                source("questions", 0.13),
+                source("clips", 0.09, swap=0.7),
+                source("edits", 0.15),
                 source("stories", 0.08, first_loss=0.1),
             ),
-            row_length=row_length,
-            batch_rows=batch_rows,
+            row_length=136,
+            batch_rows=8,
         ),
-        optimizer=Muon(learning_rate=learning_rate, warmup=100, final=0.05),
+        optimizer=Muon(learning_rate=learning_rate, warmup=100, final=0.05, iterations=4),
         mesh=CPU,
         steps=steps,
         evaluate_every=max(1, steps // 4),
@@ -84,16 +82,16 @@ def _decoder(
 
 
 def quickstart_vision() -> Run:
-    """The quickstart's image tokenizer: 32 masks in 12 colours, half a minute."""
+    """The quickstart's image tokenizer: 24 masks in 12 colours, half a minute."""
     return _vision("runs/quickstart", steps=300)
 
 
 def quickstart_model() -> Run:
-    """The quickstart's decoder: 0.9 M parameters, 8 minutes on 2 cores."""
+    """The quickstart's decoder: 0.8 M parameters, 8 minutes on 2 cores."""
     model = Decoder.Config(
-        layers=4, embed=128, mlp=344, heads=4, kv_heads=2, head_dim=32, rope_grid=4, places=4, scan=False
+        layers=4, embed=128, mlp=256, heads=4, kv_heads=2, head_dim=32, rope_grid=4, places=4, scan=False
     )
-    return _decoder("runs/quickstart", 3000, model, row_length=208, batch_rows=8, learning_rate=4e-3)
+    return _decoder("runs/quickstart", 5000, model, learning_rate=4e-3)
 
 
 def shapes_vision() -> Run:
@@ -104,9 +102,9 @@ def shapes_vision() -> Run:
 def shapes_model() -> Run:
     """The larger run's decoder."""
     model = Decoder.Config(
-        layers=4, embed=192, mlp=512, heads=4, kv_heads=2, head_dim=48, rope_grid=6, places=4, scan=False
+        layers=4, embed=192, mlp=384, heads=4, kv_heads=2, head_dim=48, rope_grid=6, places=4, scan=False
     )
-    return _decoder("runs/shapes", 9000, model, row_length=208, batch_rows=8, learning_rate=3e-3)
+    return _decoder("runs/shapes", 16000, model, learning_rate=3e-3)
 
 
 def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
@@ -148,7 +146,7 @@ def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
 
 def quickstart() -> Recipe:
     """From nothing to `runs/quickstart/report.html` in 10 minutes on 2 cores."""
-    sizes = {"pairs": 12000, "stories": 1400, "clips": 1800, "questions": 6000, "edits": 3600, "eval-each": 100}
+    sizes = {"pairs": 20000, "stories": 1800, "clips": 2400, "questions": 8000, "edits": 5000, "eval-each": 100}
     return _road("quickstart", tuple(f"--{k}={v}" for k, v in sizes.items()), text_size=512)
 
 

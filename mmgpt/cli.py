@@ -141,15 +141,7 @@ def _run(args: list[str]) -> int:
             f"{args[0]!r} is no recipe but a {type(recipe).__name__}; `mmgpt train {args[0]}` trains a run."
         )
 
-    @dataclasses.dataclass(frozen=True)
-    class Options:
-        dir: str = recipe.directory
-        """Folder that everything is written to."""
-
-    options, extra = tyro.cli(
-        Options, args=args[1:], prog=f"mmgpt run {args[0]}", config=FLAGS, return_unknown_args=True
-    )
-    return run_recipe(recipe.replace(directory=options.dir), extra)
+    return run_recipe(recipe, args[1:])
 
 
 def _config(args: list[str]) -> int:

@@ -4,6 +4,7 @@ import json
 import os
 import resource
 import shlex
+import signal
 import subprocess
 import sys
 import time
@@ -51,13 +52,7 @@ def run_recipe(recipe: Recipe, extra: list[str]) -> int:
         if command[0] == "train":
             command += extra
         begin = time.perf_counter()
-        child = subprocess.Popen([sys.executable, "-m", "mmgpt", *command], env=_environment())
-        try:
-            code = child.wait()
-        except BaseException:  # an interrupt or a signal here is the step's too: it may be saving
-            child.terminate()
-            child.wait()
-            raise
+        code = _finished(command)
         record = times.setdefault(line, {"seconds": 0.0, "peak_gib": 0.0})
         record["seconds"] = round(record["seconds"] + time.perf_counter() - begin, 1)
         peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 2**20
@@ -67,6 +62,20 @@ def run_recipe(recipe: Recipe, extra: list[str]) -> int:
             console.print(f"[red]stopped[/] with exit code {code} at: {line}", highlight=False)
             return code
     return 0
+
+
+def _finished(command: list[str]) -> int:
+    """Runs a step to its end and returns its exit code. What stops us is the step's too, which may be saving."""
+    child = subprocess.Popen([sys.executable, "-m", "mmgpt", *command], env=_environment())
+    before = signal.signal(signal.SIGTERM, lambda *_: child.terminate())
+    try:
+        return child.wait()
+    except BaseException:
+        child.terminate()
+        child.wait()
+        raise
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _times(path: Path) -> dict[str, dict[str, float]]:

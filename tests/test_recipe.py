@@ -1,7 +1,11 @@
 """A recipe runs what is not done yet, in order, and stops at the first step that fails."""
 
 import json
+import os
+import signal
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +20,11 @@ import pathlib, sys
 folder, name, made, code, *rest = sys.argv[1:]
 with open(pathlib.Path(folder) / "calls.txt", "a") as f:
     f.write(" ".join([name, *rest]) + "\\n")
+if name == "wait":
+    import signal, time
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(75))
+    (pathlib.Path(folder) / "waiting").touch()
+    time.sleep(60)
 if made != "-":
     (pathlib.Path(folder) / made).touch()
 sys.exit(int(code))
@@ -60,6 +69,21 @@ def test_the_code_of_the_step_that_fails_is_passed_on(tmp_path: Path, code: int)
     steps = (step("first"), step("second", code=code), step("third"))
     assert run_recipe(Recipe(directory=str(tmp_path), steps=steps), []) == code
     assert calls(tmp_path) == ["first", "second"]
+
+
+def test_a_sigterm_is_passed_on_to_the_step(tmp_path: Path) -> None:
+    """The step saves and says with its code that it may go on; nothing is left running."""
+
+    def kill() -> None:
+        while not (tmp_path / "waiting").exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    assert run_recipe(Recipe(directory=str(tmp_path), steps=(step("wait"), step("second"))), []) == 75
+    killer.join()
+    assert calls(tmp_path) == ["wait"] and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
 def test_a_step_that_failed_without_its_file_runs_again(tmp_path: Path) -> None:

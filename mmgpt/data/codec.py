@@ -78,6 +78,8 @@ def _segment_header(segment: Segment, blobs: list[bytes], where: str) -> dict[st
         if not isinstance(array, np.ndarray) or array.dtype != dtype or array.ndim != rank:
             found = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(array).__name__
             raise RecordError(f"{name} must be an {dtype} array of rank {rank}, found {found}", where)
+        if name == "codes" and rank > 1 and not array.shape[-1]:
+            raise RecordError(f"codes {list(array.shape)} have no code for a place", where)
         listed.append([name, dtype, list(array.shape)])
         blobs.append(np.ascontiguousarray(array, np.dtype(dtype).newbyteorder("<")).tobytes())
     if listed:

@@ -284,7 +284,7 @@ class PackedRows:
             tokens: Tokens = self._cache.get(
                 (source, document, flags),
                 lambda: self._grammar.encode(mixture.apply_layout(dataset[document], flags, source)),
-                lambda tokens: tokens.ids.nbytes + tokens.modality.nbytes + tokens.weight.nbytes,
+                lambda tokens: sum(array.nbytes for array in vars(tokens).values()),
             )
         except ValueError as e:  # RecordError and what a grammar raises for codes or segments it cannot lay out
             self._rejects.add(f"{dataset.name}:{document}", str(e), f"{source.path}, document {document}")

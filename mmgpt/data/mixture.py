@@ -245,7 +245,9 @@ def apply_layout(document: Document, flags: int, source: Source.Config) -> Docum
         return dataclasses.replace(segment, loss=segment.loss * source.first_loss)
 
     if flags & DROP:
-        segments = tuple(s for s in segments if not isinstance(s, Text))
+        # The text is unknown, not absent: no loss says that the document ends here.
+        unknown = Text(ids=np.zeros(0, np.int32), loss=0.0)
+        segments = (*(s for s in segments if not isinstance(s, Text)), unknown)
     elif flags & SWAP:
         front, back, moved = list[Segment](), list[Segment](), False
         for segment, medium in zip(segments, media, strict=True):

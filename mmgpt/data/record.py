@@ -46,7 +46,7 @@ __all__ = [
 _MANIFEST = "manifest.json"
 _REJECTS = "rejects.jsonl"
 _OURS = ("shard-*.array_record*", "index-*.npy*", ".*.tmp", _REJECTS, _MANIFEST)
-_VERSION = 1
+_VERSION = 2
 
 
 class DatasetError(UserError, RuntimeError):
@@ -381,7 +381,12 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     fields = {"file": str, "documents": int, "bytes": int, "sha256": str}
     try:
         manifest = json.loads(path.read_bytes())
-        sound = manifest.get("version") == _VERSION and all(isinstance(manifest.get(k), t) for k, t in types.items())
+        if manifest.get("version", _VERSION) != _VERSION:
+            raise DatasetError(
+                f"{path}: its format is version {manifest['version']}, this mmgpt reads {_VERSION}. Delete "
+                f"{directory} and write the dataset again."
+            )
+        sound = "version" in manifest and all(isinstance(manifest.get(k), t) for k, t in types.items())
         for shard in manifest["shards"] if sound else ():
             sound = sound and all(isinstance(shard.get(k), t) for k, t in fields.items())
             sound = sound and Path(shard["file"]).name == shard["file"]
@@ -389,5 +394,5 @@ def _read_manifest(directory: Path) -> dict[str, Any]:
     except (ValueError, AttributeError) as e:
         raise DatasetError(f"{path}: not a manifest ({e}). Write the dataset again.") from e
     if not sound:
-        raise DatasetError(f"{path}: damaged, or of another version than {_VERSION}. Write the dataset again.")
+        raise DatasetError(f"{path}: damaged. Write the dataset again.")
     return manifest

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import tyro
 
+from mmgpt.core.config import ConfigError
 from mmgpt.core.log import show, table, write_json
 from mmgpt.data.loader import Rows
 from mmgpt.train import state as states
@@ -23,9 +24,12 @@ def bench_train(run: tyro.conf.Positional[Path], steps: int = 20, json: Path | N
         steps: steps that are timed.
         json: write the figures.
     """
-    built = build(load_run(run))
+    if steps < 1:
+        raise ConfigError(f"--steps is {steps}; give at least 1.")
+    config = load_run(run)
+    built = build(config.replace(steps=max(config.steps, steps + 1)))
     with jax.set_mesh(built.mesh):
-        rows = build_rows(built, run)
+        rows = build_rows(built, None)
         figures = _measure(built, rows, steps)
         rows.close()
     show(table(str(run), {name: {"value": value} for name, value in figures.items()}))

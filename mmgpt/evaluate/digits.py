@@ -45,14 +45,19 @@ def write_digits(out: Path, copies: int, seed: int) -> dict[str, float]:
                 f"{out} holds digits written with {found}, asked for {settings}; delete it or give another --out."
             )
         return counts
+    partial = out / "svm.partial.json"  # written first: tells our own unfinished folder from another
+    if out.is_dir() and any(out.iterdir()) and not partial.exists():
+        raise DigitsError(f"{out} holds other files; give an empty or a new folder as --out.")
     shutil.rmtree(out, ignore_errors=True)
+    out.mkdir(parents=True)
+    write_json(partial, settings)
     images, labels = datasets.load_digits(return_X_y=True)
     half = len(images) // 2
     classifier: Any = svm.SVC
     machine = classifier(gamma=0.001).fit(images[:half], labels[:half])
     accuracy = float(np.mean(machine.predict(images[half:]) == labels[half:]))
     rng = np.random.default_rng(seed)
-    (out / "train").mkdir(parents=True)
+    (out / "train").mkdir()
     (out / "eval" / "images").mkdir(parents=True)
     for i in progress(range(half), total=half, label="write digits"):
         for copy in range(copies):
@@ -70,6 +75,7 @@ def write_digits(out: Path, copies: int, seed: int) -> dict[str, float]:
     write_atomic(out / "eval" / "documents.jsonl", "".join(lines))
     counts = {"train": half * copies, "eval": len(images) - half, "svm": round(accuracy, 4), **settings}
     write_json(out / "svm.json", counts)
+    partial.unlink()
     return counts
 
 

@@ -4,8 +4,6 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
 from mmgpt.core.config import ConfigError
@@ -65,21 +63,22 @@ class _Reconstructions:
         pictures: list[np.ndarray] = []
         for source in sources:
             segments = source.held_out if len(source.held_out) else source.training
-            pictures += [source.frames(int(s), data.height, data.width)[0] for s in segments[:each]]
+            pictures += itertools.islice(_readable(source, segments, data), each)
         self.pictures = np.stack(pictures[:count])
 
     def __call__(self, opened: Opened, metrics: Metrics) -> None:
-        structure, mesh = opened.built.structure, opened.built.mesh
-
-        def through(params: object, variables: object, pixels: jax.Array) -> jax.Array:
-            model = structure.merge(params, variables)
-            return model.decode(model.encode(pixels))
-
-        with jax.set_mesh(mesh):
-            pixels = jnp.asarray(self.pictures, jnp.float32) / 127.5 - 1.0
-            out = np.asarray(jax.jit(through)(opened.params, opened.variables, pixels))
-        made = np.clip(np.rint((out + 1.0) * 127.5), 0, 255).astype(np.uint8)
+        tokenizer = VisionTokenizer(opened, batch=len(self.pictures))
+        made = tokenizer.decode(tokenizer.encode(self.pictures))
         metrics.image(opened.step, "reconstructions", grid([list(self.pictures), list(made)]))
+
+
+def _readable(source: Pictures, segments: np.ndarray, data: ImageRows.Config) -> Iterator[np.ndarray]:
+    """The first frames of those segments that can be read; training lists the others as rejects."""
+    for segment in segments:
+        try:
+            yield source.frames(int(segment), data.height, data.width)[0]
+        except ValueError:  # RecordError, MediaError
+            continue
 
 
 class _Drawings:

@@ -30,6 +30,9 @@ img {{ min-width: 144px; image-rendering: pixelated; }} .given {{ opacity: .65; 
 """
 
 
+_UNFINISHED = "The room ended inside a picture or clip: give more --room, a shorter prompt or fewer --add-frames."
+
+
 class GenerateError(UserError, ValueError):
     """A prompt that cannot be used; the message says what to do."""
 
@@ -106,13 +109,13 @@ def _room(model: Model, document: Document, asked: int, add_frames: int) -> int:
     used = len(model.grammar.encode(document, end=False).ids)
     free = data.row_length - used
     if add_frames:
-        codes = _frames(document)
-        header, one = (len(model.grammar.open_video(codes[:n], len(codes))) for n in (0, 1))
+        blank = np.zeros_like(_frames(document)[:1])  # the shortest frame that there can be
+        header, one = (len(model.grammar.open_video(blank[:n], len(blank))) for n in (0, 1))
         most = (free - 1) // (one - header)  # an id ends the clip
         if add_frames > most:
             raise GenerateError(
                 f"--add-frames is {add_frames}; after the clip's {used} tokens a row of the run, {data.row_length} "
-                f"long, has room for {most}. Ask for fewer, or give a shorter clip."
+                f"long, has room for {most} at most. Ask for fewer, or give a shorter clip."
             )
     if free < 2:
         raise GenerateError(
@@ -141,8 +144,8 @@ def write(out: Path, made: list[Continuation], title: str) -> None:
             where = f"[{out / _file(f'{number:03d}-{i}', part)}]" if part.frames is not None else part.text
             sys.stdout.write(_plain(where) + "\n")
         if not continuation.finished:
-            shown.append("<p>The room ended inside a picture: give more --room.</p>")
-            console.print("the room ended inside a picture: give more --room.")
+            shown.append(f"<p>{_UNFINISHED}</p>")
+            console.print(_UNFINISHED)
         sections.append(f"<section>{''.join(shown)}</section>")
     write_atomic(out / "index.html", _PAGE.format(title=html.escape(title), body="\n".join(sections)))
 

@@ -91,7 +91,7 @@ class Model:
 
     @property
     def longest_medium(self) -> int:
-        """Tokens of the longest medium that the model may open; 0 if none."""
+        """Tokens of the longest medium that the model may open, none of its places blank; 0 if it opens none."""
         C = len(self.grammar.vocabulary.codebooks)
         kinds = [KINDS.index(Video if T else Image) for T, _, _ in self.sizes]
         shapes = [(max(T, 1), H, W, C, max(T, 1) * H * W) for T, H, W in self.sizes]

@@ -86,6 +86,9 @@ class GainShapeVQ(nnx.Module):
             return 2.0 * B * self.rounds * 4 * self.masks * (blurred + fine)
 
         def build(self, rngs: nnx.Rngs) -> "GainShapeVQ":
+            sizes = {name: vars(self)[name] for name in ("side", "stride", "masks", "colours", "rounds")}
+            if min(sizes.values()) < 1:
+                raise ConfigError(f"the model's sizes {sizes} must be at least 1.")
             if self.side % 2 or self.coarse % 2 or self.patch % self.coarse or self.patch % self.stride:
                 raise ConfigError(
                     f"model.side {self.side} and model.patch {self.patch} must be even, and the patch equal to "

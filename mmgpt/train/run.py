@@ -110,6 +110,8 @@ def _check(run: Run) -> None:
     values = {name: (getattr(run, name), low) for name, low in least.items()}
     values |= {f"data.{name}": (value, 1) for name, value in vars(run.data).items() if name in _SIZES}
     values["mesh.cpu_devices"] = run.mesh.cpu_devices, 1
+    if isinstance(run.model, VisionConfig):
+        values["model.patch"] = run.model.patch, 1
     for name, (value, low) in values.items():
         if value < low:
             raise ConfigError(f"{name} is {value}; it must be at least {low}.")
@@ -141,8 +143,8 @@ def build(run: Run) -> Built:
     return Built(run, mesh, grammar, structure, objective.build(), run.optimizer.build(run.steps))
 
 
-def build_rows(built: Built, run_dir: Path) -> Rows:
-    """The loader of all rows the run will see."""
+def build_rows(built: Built, run_dir: Path | None) -> Rows:
+    """The loader of all rows the run will see; bad samples are listed in `run_dir`, or nowhere."""
     run = built.run
     ways = rules.ways("batch", built.mesh)
     if run.data.batch_rows % ways:
@@ -151,7 +153,10 @@ def build_rows(built: Built, run_dir: Path) -> Rows:
             "or another mesh."
         )
     return run.data.build(
-        built.grammar, seed=run.seed, rows=run.steps * run.data.batch_rows, rejects=run_dir / "rejects.jsonl"
+        built.grammar,
+        seed=run.seed,
+        rows=run.steps * run.data.batch_rows,
+        rejects=None if run_dir is None else run_dir / "rejects.jsonl",
     )
 
 

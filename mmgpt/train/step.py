@@ -30,7 +30,7 @@ def place(batch: Batch, parts: int = 1) -> Batch:
         elif name in ("index", "key_island"):
             axes = "batch keys"
         else:
-            axes = " ".join(("batch", "seq", "embed")[: leaf.ndim])
+            axes = "batch" if leaf.shape[1:] == (1,) else " ".join(("batch", "seq", "embed")[: leaf.ndim])
         whole = (leaf.shape[0] * parts, *leaf.shape[1:])
         return jax.make_array_from_process_local_data(rules.sharding(axes, rules.ACT), leaf, whole)
 

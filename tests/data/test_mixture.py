@@ -78,7 +78,8 @@ def test_layout_of_a_document():
     assert mixture.apply_layout(document, 0, config) is not None
     assert equal(mixture.apply_layout(document, 0, config), document)
     dropped = mixture.apply_layout(document, DROP, config)
-    assert [type(s) for s in dropped.segments] == [Image, Image]
+    assert [(type(s), s.loss) for s in dropped.segments] == [(Image, 1.0), (Image, 1.0), (Text, 0.0)]
+    assert not len(dropped.segments[2].ids)  # that nothing follows is not learned
     swapped = mixture.apply_layout(document, SWAP, config)
     assert [type(s) for s in swapped.segments] == [Image, Image, Text, Text]
     assert [s.loss for s in swapped.segments] == [1.0, 0.5, 1.0, 1.0]  # only what was moved

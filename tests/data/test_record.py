@@ -191,6 +191,14 @@ def test_an_index_of_another_dataset_is_noticed(tmp_path: Path):
         Dataset(tmp_path / "d")
 
 
+def test_a_dataset_of_another_version_is_told(tmp_path: Path):
+    directory = written(tmp_path / "d").directory
+    manifest = json.loads((directory / "manifest.json").read_text())
+    (directory / "manifest.json").write_text(json.dumps(manifest | {"version": 1}))
+    with pytest.raises(DatasetError, match="its format is version 1, this mmgpt reads 2"):
+        Dataset(directory)
+
+
 def test_flipped_bytes_are_noticed(tmp_path: Path):
     dataset = written(tmp_path / "d")
     path = tmp_path / "d" / record.shard_name(0)

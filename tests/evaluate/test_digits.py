@@ -51,3 +51,23 @@ def test_both_folders_import_and_a_second_write_changes_nothing(written, tmp_pat
     before = (out / "eval" / "documents.jsonl").stat().st_mtime_ns
     assert digits.write_digits(out, copies=2, seed=0) == counts
     assert (out / "eval" / "documents.jsonl").stat().st_mtime_ns == before
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path):
+    (tmp_path / "train").mkdir()
+    (tmp_path / "train" / "holiday.jpg").write_bytes(b"mine")
+    with pytest.raises(digits.DigitsError, match="holds other files"):
+        digits.write_digits(tmp_path, copies=1, seed=0)
+    assert (tmp_path / "train" / "holiday.jpg").read_bytes() == b"mine"
+
+
+def test_a_cut_off_write_is_written_again(tmp_path, monkeypatch):
+    out, written = tmp_path / "raw", digits.encode_png
+    calls = iter(range(10))
+    monkeypatch.setattr(digits, "encode_png", lambda pixels: written(pixels) if next(calls) < 5 else 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        digits.write_digits(out, copies=1, seed=0)
+    monkeypatch.setattr(digits, "encode_png", written)
+    counts = digits.write_digits(out, copies=1, seed=0)
+    assert len(list((out / "train").glob("*.png"))) == counts["train"]
+    assert sorted(p.name for p in out.iterdir()) == ["eval", "svm.json", "train"]

@@ -49,8 +49,10 @@ def test_more_frames_than_a_row_has_room_for_are_refused(
     assert "--add-frames is 1000" in message
     most = re.search(r"room for (\d+)", message.replace("\n", " "))
     assert most is not None
-    assert generate(model_run, tmp_path / "out", *video, "--add-frames", most[1]) == 0
     assert generate(model_run, tmp_path / "out", *video, "--add-frames", str(int(most[1]) + 1)) == 1
+    capsys.readouterr()
+    assert generate(model_run, tmp_path / "out", *video, "--add-frames", most[1]) == 0  # they fit if they are blank
+    assert "fewer --add-frames" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

@@ -22,15 +22,15 @@ DRAWN = Sampling(room=48, text=Sampler(temperature=1.5, top_p=0.95), image=Sampl
 
 
 def opened(mesh: jax.sharding.Mesh) -> Opened:
-    """An untrained model that is fond of opening media."""
-    model = tiny.decoder(rope_grid=1)
+    """An untrained model that tells places apart."""
+    model = tiny.decoder(rope_grid=1, places=4)
     objective = NextToken.Config().fit(tiny.grammar().vocabulary)
     run = Run(model=model, objective=objective, data=tiny.decoder())
     with jax.set_mesh(mesh):
         structure = Structure(model.build, seed=0)
         params = tiny.drawn(structure.abstract()[0], seed=1)
     optimizer = Optimizer.Config().build(1000)
-    return Opened(Built(run, mesh, tiny.grammar(), structure, objective.build(), optimizer), 0, params, {})
+    return Opened(Built(run, mesh, tiny.grammar(blanks=True), structure, objective.build(), optimizer), 0, params, {})
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +39,13 @@ def generator() -> Generator:
 
 
 def prompts() -> list[Prompt]:
-    """Of several lengths; the last ends inside an image."""
-    grammar, rng = tiny.grammar(), np.random.default_rng(0)
+    """Of several lengths; the last end inside an image, before its first place, and inside a clip."""
+    grammar, rng = tiny.grammar(blanks=True), np.random.default_rng(0)
     texts = [rng.integers(0, tiny.text().size, n).astype(np.int32) for n in (0, 3, 17, 30)]
     found = [np.concatenate([[grammar.bos], ids]) for ids in texts]
     image = grammar.encode(Document(key="", segments=(Image(codes=tiny.grid(rng, (2, 3))),)), end=False).ids
-    return [Prompt(ids=ids.astype(np.int32)) for ids in (*found, image[:9])]
+    clip = np.append(grammar.bos, grammar.open_video(tiny.grid(rng, (1, 1, 2)), 2))
+    return [Prompt(ids=ids.astype(np.int32)) for ids in (*found, image[:9], image[:6], clip)]
 
 
 def by_full_forward(generator: Generator, prompt: np.ndarray, room: int) -> np.ndarray:
@@ -68,9 +69,11 @@ def by_full_forward(generator: Generator, prompt: np.ndarray, room: int) -> np.n
             padded[0, : len(ids)] = ids
             state = jnp.asarray(machine.start(np.array(ids)))[None]
             mask = np.asarray(machine.allowed(state, jnp.array([room - made])))[0]
-            position = np.zeros((1, width, 3), np.int32)
+            position = np.zeros((1, width, 5), np.int32)
             position[0, : len(ids), 0] = np.arange(len(ids))
-            position[0, : len(ids), 1:] = generator.grammar.places(np.array(ids))
+            position[0, : len(ids), 1:3] = generator.grammar.places(np.array(ids))
+            position[0, : len(ids) - 1, 3:] = position[0, 1 : len(ids), 1:3]
+            position[0, len(ids) - 1, 3:] = np.asarray(machine.place(state))[0]
             arrays = (jnp.asarray(padded), jnp.asarray(position))
             found = np.asarray(logits(generator.opened.params, *arrays, len(ids)))[: len(mask)]
             ids.append(int(np.where(mask, found, -np.inf).argmax()))
@@ -81,13 +84,16 @@ def by_full_forward(generator: Generator, prompt: np.ndarray, room: int) -> np.n
 
 def test_greedy_is_the_argmax_of_the_full_forward(generator: Generator) -> None:
     made = generator.generate(prompts(), GREEDY)
-    for prompt, ids in list(zip(prompts(), made, strict=True))[1::2]:
-        assert np.array_equal(ids, by_full_forward(generator, prompt.ids, GREEDY.room))
+    visual = generator.grammar.vocabulary.visual_start
+    for number in (1, 4, 5, 6):
+        prompt = prompts()[number].ids
+        assert np.array_equal(made[number], by_full_forward(generator, prompt, GREEDY.room))
+        assert number < 4 or (made[number][len(prompt) :] >= visual).any()
 
 
 def test_what_is_made_goes_on_from_the_prompt_and_parses(generator: Generator) -> None:
     made = generator.generate(prompts(), DRAWN)
-    assert len(made) == 5
+    assert len(made) == 7
     for prompt, ids in zip(prompts(), made, strict=True):
         assert ids.dtype == np.int32 and np.array_equal(ids[: len(prompt.ids)], prompt.ids)
         assert ids[-1] == generator.grammar.eos and len(ids) <= len(prompt.ids) + DRAWN.room

@@ -61,8 +61,8 @@ every_model = pytest.mark.parametrize("name", sorted(EXAMPLES))
 
 
 def numbered(rows: int, length: int) -> np.ndarray:
-    """Positions `[rows, length, 3]` outside pictures."""
-    position = np.zeros((rows, length, 3), np.int32)
+    """Positions `[rows, length, 5]` outside pictures."""
+    position = np.zeros((rows, length, 5), np.int32)
     position[..., 0] = np.arange(length)
     return position
 
@@ -156,10 +156,11 @@ def test_a_decoders_losses_are_the_same_on_one_and_eight_devices(mesh_name: str)
     np.testing.assert_allclose(losses("decoder", mesh_name, 20), alone, rtol=0, atol=1e-5)
 
 
-def test_an_image_tokenizers_losses_are_the_same_on_one_and_eight_devices() -> None:
+@pytest.mark.parametrize("mesh_name", ["fsdp=8", "fsdp=2,context=2,tensor=2"])
+def test_an_image_tokenizers_losses_are_the_same_on_one_and_eight_devices(mesh_name: str) -> None:
     """Three steps: where two codes are about as near, rounding chooses another one later on."""
     np.testing.assert_allclose(
-        losses("gain_shape_vq", "fsdp=8", 3), losses("gain_shape_vq", "one", 3), rtol=0, atol=1e-5
+        losses("gain_shape_vq", mesh_name, 3), losses("gain_shape_vq", "one", 3), rtol=0, atol=1e-5
     )
 
 
@@ -180,6 +181,7 @@ VARIANTS = {
     "tied": tiny.decoder(tied=True, qk_norm=False),
     "scanned": tiny.decoder(scan=True, remat="full"),
     "places in pictures": tiny.decoder(rope_grid=1),
+    "embedded places": tiny.decoder(rope_grid=1, places=4),
     "one kv head": tiny.decoder(kv_heads=1, rope_theta=100.0),
 }
 variants = pytest.mark.parametrize("model", VARIANTS.values(), ids=VARIANTS)
@@ -246,7 +248,7 @@ def test_the_cache_token_by_token_equals_the_full_forward(model: Decoder.Config,
     seen = packed_causal(np.zeros((2, length), np.int32))
     rng = np.random.default_rng(0)
     position = numbered(2, length)
-    position[..., 1:] = rng.integers(0, 5, (2, length, 2))
+    position[..., 1:] = rng.integers(0, 5, (2, length, 4))
     stream = Stream(ids=rng.integers(0, model.vocab, (2, length)).astype(np.int32), position=position)
     batch = Batch(streams={"tokens": stream}, visibility={"tokens": seen}, row_id=np.arange(2))
     params = params_of(model)

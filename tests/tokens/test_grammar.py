@@ -117,6 +117,16 @@ def test_an_opened_clip_goes_on_to_be_the_clip() -> None:
     assert np.array_equal(opened, whole[1 : 1 + len(opened)])
 
 
+def test_a_clip_that_cannot_be_opened_is_told() -> None:
+    grammar = tiny.grammar((4, 8), True)
+    codes = np.array([[[[0, 5]]]], np.int32)
+    with pytest.raises(GrammarError, match="a blank place"):
+        grammar.open_video(codes, 2)
+    for frames in (0, 100):
+        with pytest.raises(GrammarError, match=f"a clip of {frames} frames"):
+            grammar.open_video(np.zeros((1, 1, 1, 2), np.int32), frames)
+
+
 def test_what_cannot_be_laid_out_is_told() -> None:
     grammar = tiny.grammar()
     rng = np.random.default_rng(0)
@@ -140,10 +150,11 @@ def test_what_cannot_be_laid_out_is_told() -> None:
         grammar.segment_lengths(np.array([3], np.uint8), np.array([[1, 0, 0, 0, 0]]))
 
 
-@given(st.data())
-def test_damaged_ids_are_refused_or_still_a_document(data: st.DataObject) -> None:
-    grammar = tiny.grammar()
-    ids = grammar.encode(data.draw(drawn((tiny.BOOKS, False)))).ids.copy()
+@layouts
+@given(data=st.data())
+def test_damaged_ids_are_refused_or_still_a_document(layout: tuple[tuple[int, ...], bool], data: st.DataObject) -> None:
+    grammar = tiny.grammar(*layout)
+    ids = grammar.encode(data.draw(drawn(layout))).ids.copy()
     at = data.draw(st.integers(0, len(ids) - 1))
     ids[at] = data.draw(st.integers(-3, grammar.vocabulary.used + 3))
     try:
@@ -250,6 +261,28 @@ def test_no_medium_is_opened_that_would_not_fit() -> None:
     assert may == {1: False, 2: False, medium: False, medium + 1: True}
     last = np.asarray(allowed(start, jnp.array([1])))[0]
     assert np.flatnonzero(last).tolist() == [grammar.eos]
+
+
+def test_a_medium_that_fits_blank_is_opened_and_painted_as_far_as_there_is_room() -> None:
+    grammar = tiny.grammar((4, 8, 3), True)
+    machine, allowed, advance = jitted(grammar, ((0, 2, 3),))
+    blank = Document(key="", segments=(Image(codes=np.zeros((2, 3, 3), np.int32)),))
+    medium = len(grammar.encode(blank).ids) - grammar.overhead
+    for spare in range(-1, 3 * 2 * 2 + 4):
+        room = medium + 1 + spare
+        state = jnp.asarray(machine.start(np.array([grammar.bos])))[None]
+        assert bool(allowed(state, jnp.array([room]))[0, grammar.boi]) == (spare >= 0)
+        if spare < 0:
+            continue
+        ids = [grammar.boi]
+        while ids[-1] != grammar.eos:  # the highest allowed code: paints wherever it may
+            state = advance(state, jnp.array(ids[-1:]))
+            mask = np.asarray(allowed(state, jnp.array([room - len(ids)])))[0]
+            assert mask.any() and len(ids) < room
+            ends = grammar.eos if mask[grammar.eos] else np.flatnonzero(mask)[-1]
+            ids.append(int(ends))
+        image = grammar.parse(np.array([grammar.bos, *ids])).segments[0]
+        assert isinstance(image, Image) and np.count_nonzero(image.codes[..., 0]) == min(6, spare // 2)
 
 
 def test_without_sizes_no_medium_is_opened() -> None:

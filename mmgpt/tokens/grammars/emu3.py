@@ -27,13 +27,17 @@ MAX_SIDE = 99
 
 class Emu3:
     class Config(GrammarConfig):
-        """Loss weights of text and vision (Emu3's pretraining: 1 and 0.5); layout tokens count as vision."""
+        """Loss weights of text and vision (Emu3's pretraining: 1 and 0.5); layout tokens count as vision.
+
+        With `blanks` a blank place is one id, where the image tokenizer knows blank places.
+        """
 
         text_weight: float = 1.0
         vision_weight: float = 0.5
+        blanks: bool = True
 
         def build(self, text: TextTokenizer, codebooks: tuple[int, ...], *, blanks: bool = False) -> "Emu3":
-            return Emu3(self, text, codebooks, blanks)
+            return Emu3(self, text, codebooks, blanks and self.blanks)
 
     overhead = 2
 
@@ -98,6 +102,10 @@ class Emu3:
     def open_video(self, codes_THWC: np.ndarray, frames: int) -> np.ndarray:
         """Ids of a video of `frames` frames of which the first T are given: a prompt to be continued."""
         T, H, W, _ = codes_THWC.shape
+        if T:
+            self._check(codes_THWC, "prompt")
+        if not T <= frames <= MAX_SIDE:
+            raise GrammarError(f"a clip of {frames} frames does not fit the grammar: it has {T} to {MAX_SIDE}.")
         header = [self.boi, *self._size(frames, H, W), self.img]
         return np.concatenate([np.array(header, np.int32), *[self._frame(codes_THWC[t]) for t in range(T)]]).astype(
             np.int32
@@ -205,7 +213,7 @@ class Emu3:
 
 @functools.lru_cache(maxsize=1024)
 def _frame_places(H: int, W: int, C: int) -> np.ndarray:
-    """Row and column of each id of a frame, `[H * (W * C + 1) + 1, 2]`: a row's end is a column of its own."""
+    """Row and column of each slot of a frame, `[H * (W * C + 1) + 1, 2]`: a row's end is a column of its own."""
     column = np.append(np.repeat(np.arange(1, W + 1), C), W + 1)
     grid = np.stack([np.repeat(np.arange(1, H + 1), W * C + 1), np.tile(column, H)], axis=1)
     return np.append(grid, [[H + 1, 1]], axis=0).astype(np.int32)

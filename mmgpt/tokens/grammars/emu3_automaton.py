@@ -61,7 +61,10 @@ class Emu3Automaton:
         self._need, self._shortest = self._needs()
 
     def _needs(self) -> tuple[np.ndarray, int]:
-        """Room for each symbol (0-9, *, IMG) at each node, so that medium and EOS fit; and for the shortest medium."""
+        """Room for each symbol (0-9, *, IMG) at each node, so that medium and EOS fit; and for the shortest medium.
+
+        A medium fits where it does with every place blank.
+        """
         never = 1 << 30
         lengths = [never if d[0] < 0 else self._medium_length((int(d[0]), int(d[1]), int(d[2]))) for d in self._done]
         need = np.full((len(lengths), 12), never, np.int32)
@@ -83,7 +86,8 @@ class Emu3Automaton:
         C = len(self.grammar.vocabulary.codebooks)
         kind = KINDS.index(Image if size[0] == 0 else Video)
         frames = max(size[0], 1)
-        shape = np.array([[frames, size[1], size[2], C, frames * size[1] * size[2]]])  # no place is blank
+        painted = 0 if self.grammar.blank >= 0 else frames * size[1] * size[2]
+        shape = np.array([[frames, size[1], size[2], C, painted]])
         return int(self.grammar.segment_lengths(np.array([kind]), shape)[0])
 
     # Host side: any size is legal in a prompt or a parsed document.
@@ -183,6 +187,10 @@ class Emu3Automaton:
         mask = jnp.where((state_BK[:, PHASE] == IN_SIZE)[:, None], in_size, classes[kind])
         in_text = (state_BK[:, PHASE] == IN_TEXT)[:, None]
         column = jnp.arange(g.vocabulary.used)[None, :]
+        # A place may paint only while the rest of its medium still fits, blank.
+        paints = (room_B > self._least_after(state_BK) + C - 1)[:, None] | (column == g.blank)
+        begins = (state_BK[:, PHASE] == IN_CODES) & (kind == 0) & (g.blank >= 0)
+        mask = jnp.where(begins[:, None], mask & paints, mask)
         # A medium must fit together with EOS; the last token of a document is EOS.
         mask = jnp.where(in_text & (column == g.boi), (room_B > self._shortest)[:, None], mask)
         mask = mask | (in_text & (column == g.eos))
@@ -197,6 +205,15 @@ class Emu3Automaton:
         kind = jnp.where(column == width - 1, C, column % C)
         kind = jnp.where(inside == frame - 1, C + 1, kind)
         return jnp.where(place == frame * jnp.maximum(state_BK[:, T], 1), C + 2, kind)
+
+    def _least_after(self, state_BK: jax.Array) -> jax.Array:
+        """Ids from this place to the end of its medium, all of its places blank."""
+        C = len(self.grammar.vocabulary.codebooks)
+        row, least_row = state_BK[:, W] * C + 1, state_BK[:, W] + 1
+        frame, least_frame = state_BK[:, H] * row + 1, state_BK[:, H] * least_row + 1
+        inside = state_BK[:, PLACE] % frame
+        before = state_BK[:, PLACE] // frame * least_frame + inside // row * least_row + inside % row // C
+        return jnp.maximum(state_BK[:, T], 1) * least_frame + 1 - before
 
     def advance(self, state_BK: jax.Array, id_B: jax.Array) -> jax.Array:
         g, C = self.grammar, len(self.grammar.vocabulary.codebooks)
