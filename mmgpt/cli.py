@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import errno
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -35,6 +36,9 @@ def main(argv: list[str] | None = None) -> int:
         return COMMANDS[name][0](rest) or 0
     except UserError as e:
         _complain(f"error: {e}")
+        return 1
+    except BrokenPipeError:  # whoever read has seen enough, as `| head` does; nothing is left to flush to
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as e:
         where = f"{e.filename}: " if e.filename else ""
@@ -140,7 +144,11 @@ def _run(args: list[str]) -> int:
         raise ConfigError(
             f"{args[0]!r} is no recipe but a {type(recipe).__name__}; `mmgpt train {args[0]}` trains a run."
         )
-
+    for step in recipe.steps:  # a flag that a training step does not take is told now, and not an hour later
+        if step.command[0] == "train":
+            _, run_dir = _overridden(presets.preset(step.command[1]), args[1:], f"mmgpt run {args[0]}")
+            if run_dir is not None:
+                raise ConfigError(f"mmgpt run {args[0]} writes to {recipe.directory}; --run-dir is of `mmgpt train`.")
     return run_recipe(recipe, args[1:])
 
 

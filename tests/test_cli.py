@@ -1,6 +1,8 @@
 """The command line says in one line what is wrong, and with which word it would be right."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,23 @@ def test_a_preset_of_another_kind(capsys: pytest.CaptureFixture[str]) -> None:
     assert "`mmgpt run quickstart` runs a recipe" in one_error(capsys)
     assert call("run", RUNS[0]) == 1
     assert f"`mmgpt train {RUNS[0]}` trains a run" in one_error(capsys)
+
+
+def test_a_recipe_refuses_a_flag_before_it_writes_anything(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "quickstart", "--stepz", "3") == 2
+    assert "--stepz" in capsys.readouterr().err
+    assert call("run", "quickstart", "--run-dir", "x") == 1
+    assert "writes to runs/quickstart" in one_error(capsys)
+    assert not list(empty.iterdir())
+
+
+@pytest.mark.parametrize("arguments", [["config", RUNS[0]], ["config", RUNS[0], "--help"]])
+def test_a_reader_that_leaves_early_gets_no_complaint(arguments: list[str]) -> None:
+    command = [sys.executable, "-m", "mmgpt", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert process.stderr.read() == b"" and process.wait() == 1
 
 
 def test_a_command_without_its_preset(capsys: pytest.CaptureFixture[str]) -> None:
