@@ -70,7 +70,7 @@ def test_a_short_room_still_opens_the_media_that_fit(model: Model):
     automaton = model.grammar.automaton(model.sizes)
     boi = model.grammar.vocabulary.control("BOI")
     state = jnp.asarray(automaton.start(model.grammar.encode(Document(key="", segments=()), end=False).ids))[None]
-    media = [Image(codes=np.ones((2, 3, 2), np.int32)), Video(codes=np.ones((2, 1, 2, 2), np.int32))]  # none blank
+    media = [Image(codes=np.zeros((2, 3, 2), np.int32)), Video(codes=np.zeros((2, 1, 2, 2), np.int32))]  # all blank
     short, long = sorted(len(model.grammar.encode(Document(key="", segments=(m,))).ids) - 1 for m in media)
     assert short < long
     for room, may in ((short - 1, False), (short, True)):
