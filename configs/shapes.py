@@ -31,7 +31,7 @@ TASKS = ("draw", "unseen", "caption", "answer", "next_frame", "story", "edit")
 
 def _vision(folder: str, steps: int) -> Run:
     return Run(
-        model=GainShapeVQ.Config(masks=24),
+        model=GainShapeVQ.Config(masks=24, idle=0.6),
         objective=Autoencode.Config(),
         data=ImageRows.Config(
             sources=tuple(Pictures.Config(path=f"{folder}/data/{name}") for name in ("pairs", "clips")),

@@ -32,7 +32,9 @@ class GainShapeVQ(nnx.Module):
         """Sizes in pixels: a place is `patch` wide, masks `side` (even), and their centres lie `stride` apart.
 
         A place paints only if that saves `worth` of squared error (pixels in -1..1, summed), at most once in `rounds`
-        rounds. With `stride` equal to `patch` there is one centre, the place's middle, and it has no code.
+        rounds. With `stride` equal to `patch` there is one centre, the place's middle, and it has no code. In training,
+        masks that paint less than `idle` of a fair share restart where a picture is explained worst: the higher, the
+        rarer the shapes that still find a mask of their own, and the longer the masks take to settle.
         """
 
         patch: int = 16
@@ -42,6 +44,7 @@ class GainShapeVQ(nnx.Module):
         colours: int = 12
         worth: float = 6.0
         rounds: int = 3
+        idle: float = 0.25
 
         @property
         def coarse(self) -> int:
@@ -168,7 +171,7 @@ class GainShapeVQ(nnx.Module):
         fair = (jnp.sum(on) + wrong) / c.masks
         usual = jnp.where(jnp.sum(weight_B) > 0, _most_frequent(pixels_BHWC, weight_B), self.background[...])
         settled = jnp.max(jnp.abs(usual - self.background[...])) < 0.05  # until then windows hold background
-        restart = (count[idle] < 0.25 * fair) & (badness > 0) & settled
+        restart = (count[idle] < c.idle * fair) & (badness > 0) & settled
         seen = jnp.concatenate([seen_NC, seed_NC])
         colour = jnp.concatenate([jnp.maximum(colour, 0), self.colours.encode(seed_NC)])
         colours = self.colours.follow(key, seen, colour, jnp.concatenate([on, restart.astype(on.dtype)]), decay)
