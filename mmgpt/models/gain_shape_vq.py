@@ -33,8 +33,7 @@ class GainShapeVQ(nnx.Module):
 
         A place paints only if that saves `worth` of squared error (pixels in -1..1, summed), at most once in `rounds`
         rounds. With `stride` equal to `patch` there is one centre, the place's middle, and it has no code. In training,
-        masks that paint less than `idle` of a fair share restart where a picture is explained worst: the higher, the
-        rarer the shapes that still find a mask of their own, and the longer the masks take to settle.
+        masks with less than `idle` of a fair share of the places restart where a picture is explained worst.
         """
 
         patch: int = 16
@@ -89,9 +88,8 @@ class GainShapeVQ(nnx.Module):
             return 2.0 * B * self.rounds * 4 * self.masks * (blurred + fine)
 
         def build(self, rngs: nnx.Rngs) -> "GainShapeVQ":
-            sizes = {name: vars(self)[name] for name in ("side", "stride", "masks", "colours", "rounds")}
-            if min(sizes.values()) < 1:
-                raise ConfigError(f"the model's sizes {sizes} must be at least 1.")
+            if min(self.side, self.stride, self.masks, self.colours, self.rounds) < 1:
+                raise ConfigError("model.side, stride, masks, colours and rounds must be at least 1.")
             if self.side % 2 or self.coarse % 2 or self.patch % self.coarse or self.patch % self.stride:
                 raise ConfigError(
                     f"model.side {self.side} and model.patch {self.patch} must be even, and the patch equal to "
