@@ -135,8 +135,12 @@ def _sample_hook(run: Any) -> Any:
 
 
 def _run(args: list[str]) -> int:
+    usage = "mmgpt run RECIPE [--key value ... of its training steps]; recipes: quickstart, shapes, digits."
+    if args and args[0] in ("-h", "--help"):
+        sys.stdout.write(f"usage: {usage}\n")
+        return 0
     if not args or args[0].startswith("-"):
-        raise ConfigError("mmgpt run RECIPE; recipes: quickstart, shapes, digits.")
+        raise ConfigError(usage)
     from mmgpt.recipe import Recipe, run_recipe
 
     recipe = presets.preset(args[0])

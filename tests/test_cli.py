@@ -148,6 +148,11 @@ def test_every_command_tells_its_options(command: str, capsys: pytest.CaptureFix
     assert f"mmgpt {command}" in capsys.readouterr().out
 
 
+def test_run_alone_tells_its_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("run", "--help") == 0
+    assert "usage: mmgpt run RECIPE" in capsys.readouterr().out
+
+
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert call("--help") == 0
     out = capsys.readouterr().out

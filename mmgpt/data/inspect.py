@@ -66,7 +66,7 @@ def _tokenised(document: Document) -> bool:
 def _spread(values: np.ndarray) -> dict[str, float]:
     if not len(values):
         return {}
-    low, middle, high = np.percentile(values, (5, 50, 95)).tolist()
+    low, middle, high = np.percentile(values, (5, 50, 95)).round(1).tolist()
     return {
         "sum": int(values.sum(dtype=np.int64)),
         "mean": round(float(values.mean()), 2),

@@ -2,7 +2,9 @@
 
 import html
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import tyro
@@ -10,10 +12,12 @@ import tyro
 from mmgpt.core.document import Document, Video
 from mmgpt.core.errors import UserError
 from mmgpt.core.log import console, write_atomic
-from mmgpt.data.media import decode_image, decode_video, encode_gif, encode_png
+from mmgpt.data.media import MediaError, decode_image, decode_video, encode_gif, encode_png
 from mmgpt.generate.decode import Sampling
 from mmgpt.generate.model import Continuation, Model, Part, document_of, token_run
 from mmgpt.generate.sampler import Sampler
+
+Decoded = TypeVar("Decoded")
 
 FPS = 4.0
 """Frames a second of a GIF."""
@@ -81,8 +85,8 @@ def generate(
         raise GenerateError(f"--add-frames is {add_frames}; give how many frames to add, or 0.")
     if add_frames and (video is None or image is not None or prompt):
         raise GenerateError("--add-frames goes on with a video: give --video alone, without --image and --prompt.")
-    clip = None if video is None else decode_video(_read(video))[0]
-    pictures = [] if image is None else [decode_image(_read(image))]
+    clip = None if video is None else _decoded(video, decode_video)[0]
+    pictures = [] if image is None else [_decoded(image, decode_image)]
     model = Model.open(run, batch=count, clips=True)
     document = document_of(model, clip=clip, pictures=pictures, text=prompt)
     sampling = Sampling(
@@ -97,10 +101,13 @@ def generate(
     console.print(f"wrote {out / 'index.html'}")
 
 
-def _read(path: Path) -> bytes:
+def _decoded(path: Path, decode: Callable[[bytes], Decoded]) -> Decoded:
     if not path.is_file():
         raise GenerateError(f"{path}: no such file.")
-    return path.read_bytes()
+    try:
+        return decode(path.read_bytes())
+    except MediaError as e:
+        raise GenerateError(f"{path}: {e}") from e
 
 
 def _room(model: Model, document: Document, asked: int, add_frames: int) -> int:

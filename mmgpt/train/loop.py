@@ -70,7 +70,9 @@ def _start(built: Built, checkpoints: Checkpoints, rows: Rows, run_dir: Path) ->
             f"{run_dir}: the checkpoint of step {restored.step} was saved at row {restored.position}, but this data "
             f"has {rows.batch_rows} rows a step. Give the batch size that the run had."
         )
-    console.print(f"going on from step {restored.step} of {built.run.steps}", highlight=False)
+    done = restored.step == built.run.steps
+    what = f"{run_dir}: all {restored.step} steps are done" if done else f"going on from step {restored.step}"
+    console.print(what if done else f"{what} of {built.run.steps}", highlight=False)
     return restored.state, restored.step
 
 

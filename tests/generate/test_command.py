@@ -33,6 +33,13 @@ def test_pictures_of_any_size_may_stand_in_the_prompt(model_run: Path, tmp_path:
     assert decode_image((tmp_path / "out" / "prompt-0.png").read_bytes()).shape[2] == 3
 
 
+def test_a_file_that_is_no_picture_is_named(model_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    for flag in ("--image", "--video"):
+        assert generate(model_run, tmp_path / "out", flag, str(tmp_path / "broken.png")) == 1
+        assert f"{tmp_path / 'broken.png'}: not a" in capsys.readouterr().err.replace("\n", "")
+
+
 def test_a_video_gains_frames(model_run: Path, tmp_path: Path):
     (tmp_path / "a.mp4").write_bytes(encode_mp4(np.full((1, 16, 16, 3), 99, np.uint8), 4))
     assert generate(model_run, tmp_path / "out", "--video", str(tmp_path / "a.mp4"), "--add-frames", "1") == 0
