@@ -64,6 +64,7 @@ def free_port() -> int:
 
 @pytest.fixture(autouse=True)
 def _left_as_found():
+    hosts.shutdown()  # what a test of another file has left
     before = signal.getsignal(signal.SIGTERM)
     yield
     hosts.shutdown()
