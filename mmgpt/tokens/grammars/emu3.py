@@ -39,6 +39,7 @@ class Emu3:
         def build(self, text: TextTokenizer, codebooks: tuple[int, ...], *, blanks: bool = False) -> "Emu3":
             return Emu3(self, text, codebooks, blanks and self.blanks)
 
+    name = "emu3"
     overhead = 2
 
     def __init__(self, c: "Emu3.Config", text: TextTokenizer, codebooks: tuple[int, ...], blanks: bool):
@@ -98,6 +99,16 @@ class Emu3:
         """Where each id of a medium stands when every place lists all its codes: a blank takes up a whole place."""
         taken = np.where(ids == self.blank, len(self.vocabulary.codebooks), 1)
         return np.cumsum(taken) - taken
+
+    def open_image(self, height: int, width: int) -> np.ndarray:
+        """Ids that open an image of this size in places: what follows is its first code."""
+        return np.array([self.boi, *self._size(height, width), self.img], np.int32)
+
+    def prompt(self, document: Document, *, task: str = "") -> np.ndarray:
+        return self.encode(document, end=False).ids
+
+    def negative(self, document: Document, *, task: str = "", text: str = "") -> np.ndarray:
+        return np.array([self.bos, *self.text.encode(text)], np.int32)
 
     def open_video(self, codes_THWC: np.ndarray, frames: int) -> np.ndarray:
         """Ids of a video of `frames` frames of which the first T are given: a prompt to be continued."""

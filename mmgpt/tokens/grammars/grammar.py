@@ -75,6 +75,7 @@ class Automaton(Protocol):
 class Grammar(Protocol):
     """Layout of documents: encodes them, weighs their loss, parses ids back, and guides the decoder."""
 
+    name: str
     vocabulary: Vocabulary
     pad: int
     overhead: int
@@ -87,8 +88,23 @@ class Grammar(Protocol):
         """Lays a tokenised document out; with `end=False` it stays open, as a prompt that generation goes on from."""
         ...
 
+    def open_image(self, height: int, width: int) -> np.ndarray:
+        """Ids that open an image of this size in places: what follows is its first code."""
+        ...
+
     def open_video(self, codes_THWC: np.ndarray, frames: int) -> np.ndarray:
         """Ids of a video of `frames` frames of which the first T are given: a prompt to be continued."""
+        ...
+
+    def prompt(self, document: Document, *, task: str = "") -> np.ndarray:
+        """The document as an open prompt, in the template that the published model was trained with.
+
+        The template holds turns of the roles "user" and "assistant"; where no segment has one, the layout is plain.
+        """
+        ...
+
+    def negative(self, document: Document, *, task: str = "", text: str = "") -> np.ndarray:
+        """The branch that guidance pushes away from when it goes on from `prompt`; `text` is a negative prompt."""
         ...
 
     def places(self, ids: np.ndarray) -> np.ndarray:
