@@ -201,10 +201,10 @@ def chart(run: RunFolder) -> Markup:
     lines, held_out = run.of("train"), run.of("held_out")
     modalities = [name for name in MODALITIES if any(f"loss/{name}" in line for line in lines)]
     names = {name: f"loss/{name}" for name in modalities} or {"loss": "loss"}
-    panels = {"training loss": {label: _line(lines, key) for label, key in names.items()}}
+    panels = {"training loss": {label: metric_line(lines, key) for label, key in names.items()}}
     for name in modalities:
         keys = sorted({key for line in held_out for key in line if key.endswith(f"/loss/{name}")})
-        panels[f"held-out {name}"] = {key.partition("/")[0]: _line(held_out, key) for key in keys}
+        panels[f"held-out {name}"] = {key.partition("/")[0]: metric_line(held_out, key) for key in keys}
     return Markup(lines_svg({title: curves for title, curves in panels.items() if curves}, "step", run.name))
 
 
@@ -216,7 +216,7 @@ def _held_out(run: RunFolder) -> list[tuple[str, float]]:
     return [(key.replace("/", " ", 1), value) for key, value in lines[-1].items() if "/" in key]
 
 
-def _line(lines: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
+def metric_line(lines: list[dict[str, Any]], key: str) -> tuple[list[float], list[float]]:
     """A curve; a modality that a batch did not hold is written as exactly 0 and left out."""
     kept = [line for line in lines if key in line and line[key] != 0.0]
     return [line["step"] for line in kept], [line[key] for line in kept]

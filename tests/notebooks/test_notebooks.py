@@ -1,6 +1,8 @@
 """Every notebook runs from top to bottom on a run of random parameters."""
 
+import json
 import os
+import shutil
 from pathlib import Path
 
 import jupytext
@@ -11,8 +13,14 @@ NOTEBOOKS = sorted((Path(__file__).parents[2] / "notebooks").glob("*.py"))
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path: Path, model_run: Path, root: Path, monkeypatch: pytest.MonkeyPatch):
+def test_notebook_runs(path: Path, model_run: Path, root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    other = tmp_path / "other"
+    shutil.copytree(model_run, other)
+    body = json.loads((other / "config.json").read_text())
+    body["optimizer"]["learning_rate"] = 0.125
+    (other / "config.json").write_text(json.dumps(body))
     monkeypatch.setenv("MMGPT_RUN", str(model_run))
+    monkeypatch.setenv("MMGPT_RUNS", f"{model_run}:{other}")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
     notebook = jupytext.read(path)
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
