@@ -1,4 +1,4 @@
-"""A decoder-only transformer over one stream of ids: Emu3's shape at any size, and Emu3.5's with QK-norm."""
+"""A decoder-only transformer over one stream of ids: Emu3, Emu3.5, Qwen3, Llama and Chameleon are configs of it."""
 
 from typing import Literal
 
@@ -9,15 +9,15 @@ from flax import nnx
 from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import Batch, Visibility
 from mmgpt.models import ModelConfig
-from mmgpt.nn.attention import Attention, KeyValues, empty_cache
-from mmgpt.nn.layers import GatedMLP, RMSNorm, Turn, dropout, turn
+from mmgpt.nn.attention import Attention, KeyValues, QKNorm, empty_cache
+from mmgpt.nn.layers import GatedMLP, RMSNorm, RopeScaling, Turn, dropout, turn
 from mmgpt.nn.param import einsum, normal, param, take, use
 from mmgpt.nn.stack import Remat, Stack
 from mmgpt.tokens.vocabulary import Vocabulary
 
 
 class Block(nnx.Module):
-    """Pre-norm attention and feed-forward, each with a residual."""
+    """Attention and feed-forward, each with a residual; what is normed is their input, or with `post_norm` their output."""
 
     def __init__(self, rngs: nnx.Rngs, c: "Decoder.Config"):
         residual_scale = (2 * c.layers) ** -0.5  # keeps the residual stream's variance independent of depth
@@ -35,7 +35,7 @@ class Block(nnx.Module):
         )
         self.mlp_norm = RMSNorm(rngs, c.embed, c.norm_epsilon)
         self.mlp = GatedMLP(rngs, c.embed, c.mlp, residual_scale)
-        self.dropout = c.dropout
+        self.dropout, self.post_norm = c.dropout, c.post_norm
 
     def __call__(
         self,
@@ -48,11 +48,12 @@ class Block(nnx.Module):
         key: jax.Array | None = None,
     ) -> tuple[jax.Array, KeyValues | None]:
         keys = (None, None, None) if key is None else jax.random.split(key, 3)
-        update, cache = self.attention(
-            self.attention_norm(x_BTD), turns, visibility, cache=cache, slot=slot, key=keys[0]
-        )
+        into = x_BTD if self.post_norm else self.attention_norm(x_BTD)
+        update, cache = self.attention(into, turns, visibility, cache=cache, slot=slot, key=keys[0])
+        update = self.attention_norm(update) if self.post_norm else update
         x_BTD = x_BTD + dropout(update, self.dropout, keys[1])
-        return x_BTD + dropout(self.mlp(self.mlp_norm(x_BTD)), self.dropout, keys[2]), cache
+        update = self.mlp_norm(self.mlp(x_BTD)) if self.post_norm else self.mlp(self.mlp_norm(x_BTD))
+        return x_BTD + dropout(update, self.dropout, keys[2]), cache
 
 
 class Decoder(nnx.Module):
@@ -64,6 +65,7 @@ class Decoder(nnx.Module):
         `rope_grid` of a head's `head_dim / 2` rotary frequencies follow the row in a picture and as many the column;
         0 is Emu3, whose positions are the numbers in the document alone. `places` rows and columns have an embedding
         that is added where the next id stands in a picture: a small model that must find "top left" learns it sooner.
+        Emu3 and Llama have no `qk_norm`, Emu3.5 and Qwen3 "rms", Chameleon "layer", and its 34B `post_norm` (Swin's).
         """
 
         vocab: int = 0
@@ -74,10 +76,12 @@ class Decoder(nnx.Module):
         kv_heads: int = 3
         head_dim: int = 64
         rope_theta: float = 1e4
+        rope_scaling: RopeScaling | None = None
         rope_grid: int = 0
         rope_grid_theta: float = 100.0
         places: int = 0
-        qk_norm: bool = True
+        qk_norm: QKNorm = "rms"
+        post_norm: bool = False
         norm_epsilon: float = 1e-5
         tied: bool = False
         dropout: float = 0.0
@@ -173,7 +177,7 @@ class Decoder(nnx.Module):
         place in another picture is then straight ahead, with no offset to learn (arXiv 2404.09562).
         """
         c = self.config
-        rope = (c.head_dim, c.rope_theta, c.rope_grid, c.rope_grid_theta)
+        rope = (c.head_dim, c.rope_theta, c.rope_grid, c.rope_grid_theta, c.rope_scaling)
         return turn(position_BTA[..., jnp.array([0, 3, 4])], *rope), turn(position_BTA[..., :3], *rope)
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:

@@ -1,6 +1,7 @@
 """The attention layer: projections, positions, the key-value cache, and the kernel on each device's shard."""
 
 import dataclasses
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,12 @@ from flax import nnx
 from mmgpt.core.stream import Visibility
 from mmgpt.dist import axes as rules
 from mmgpt.kernels.attention.api import attention
-from mmgpt.nn.layers import RMSNorm, Turn, rotary
+from mmgpt.nn.layers import HeadNorm, RMSNorm, Turn, rotary
 from mmgpt.nn.param import act, einsum, normal, param, use
+
+
+QKNorm = Literal["none", "rms", "layer"]
+"""What queries and keys go through before they turn: nothing, RMSNorm over a head, or Chameleon's LayerNorm per head."""
 
 
 @jax.tree_util.register_dataclass
@@ -33,7 +38,7 @@ class Attention(nnx.Module):
         heads: int,
         kv_heads: int,
         head_dim: int,
-        qk_norm: bool,
+        qk_norm: QKNorm,
         norm_epsilon: float,
         out_scale: float,
         dropout: float,
@@ -46,8 +51,13 @@ class Attention(nnx.Module):
         # Normed queries and keys bound a logit by sqrt(head_dim) x gains: small heads start with the range that 128
         # wide ones have, or they could not single out one key among hundreds.
         gain = max(1.0, (128 / head_dim) ** 0.25)
-        self.q_norm = RMSNorm(rngs, head_dim, norm_epsilon, gain) if qk_norm else None
-        self.k_norm = RMSNorm(rngs, head_dim, norm_epsilon, gain) if qk_norm else None
+
+        def head_norm(axes: str, heads: int) -> RMSNorm | HeadNorm | None:
+            if qk_norm == "layer":
+                return HeadNorm(rngs, axes, heads, head_dim, gain)
+            return RMSNorm(rngs, head_dim, norm_epsilon, gain) if qk_norm == "rms" else None
+
+        self.q_norm, self.k_norm = head_norm("heads", heads), head_norm("kv_heads", kv_heads)
         self.dropout = dropout
 
     def __call__(

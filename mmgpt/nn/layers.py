@@ -1,12 +1,14 @@
 """Layers without attention: embedding, normalisation, rotary positions, feed-forward, dropout."""
 
-from typing import NamedTuple
+import math
+from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from mmgpt.nn.param import act, constant, einsum, normal, param, use
+from mmgpt.core.config import Config
+from mmgpt.nn.param import act, constant, einsum, normal, param, use, zeros
 
 
 class RMSNorm(nnx.Module):
@@ -21,6 +23,20 @@ class RMSNorm(nnx.Module):
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + self.epsilon)
         gain = use(self.scale).reshape((1,) * (x.ndim - 1) + (-1,))
         return (x32 * inverse * gain).astype(x.dtype)
+
+
+class HeadNorm(nnx.Module):
+    """Layer normalisation of each head by itself, with a gain and a bias of its own (Chameleon, arXiv 2405.09818)."""
+
+    def __init__(self, rngs: nnx.Rngs, axes: str, heads: int, head_dim: int, gain: float = 1.0):
+        self.scale = param(rngs, f"{axes} head_dim", (heads, head_dim), constant(gain))
+        self.bias = param(rngs, f"{axes} head_dim", (heads, head_dim), zeros)
+
+    def __call__(self, x_BTHK: jax.Array) -> jax.Array:
+        x32 = x_BTHK.astype(jnp.float32)
+        x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
+        inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-5)  # the published constant
+        return (x32 * inverse * use(self.scale)[None, None] + use(self.bias)[None, None]).astype(x_BTHK.dtype)
 
 
 class GatedMLP(nnx.Module):
@@ -39,6 +55,28 @@ class GatedMLP(nnx.Module):
         return einsum("btf,fd->btd", hidden, use(self.down, x_BTD.dtype), "batch seq embed")
 
 
+class RopeScaling(Config):
+    """How the rotary frequencies of a model with a stretched context differ from the plain ones.
+
+    "linear" divides all by `factor` (arXiv 2306.15595). "llama3" divides those that turn less than `low` times within
+    the `original` context, leaves those that turn more than `high` times, and blends between (arXiv 2407.21783).
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low: float = 1.0
+    high: float = 4.0
+    original: int = 8192
+
+    def scaled(self, frequency: jax.Array) -> jax.Array:
+        """The frequencies of the stretched context."""
+        if self.kind == "linear":
+            return frequency / self.factor
+        turns = self.original * frequency / (2.0 * math.pi)
+        kept = jnp.clip((turns - self.low) / (self.high - self.low), 0.0, 1.0)
+        return frequency * (kept + (1.0 - kept) / self.factor)
+
+
 class Turn(NamedTuple):
     """Cosines and sines `[B, T, 1, K / 2] float32` by which the pairs of a head turn at each position."""
 
@@ -46,14 +84,22 @@ class Turn(NamedTuple):
     sin: jax.Array
 
 
-def turn(position_BTA: jax.Array, head_dim: int, theta: float, grid: int, grid_theta: float) -> Turn:
+def turn(
+    position_BTA: jax.Array,
+    head_dim: int,
+    theta: float,
+    grid: int,
+    grid_theta: float,
+    scaling: RopeScaling | None = None,
+) -> Turn:
     """What `rotary` turns by, made once for all layers.
 
     `position [B, T, 3]`: the last `2 * grid` of a half's frequencies turn with the row and column in the picture
     (multimodal RoPE, arXiv 2409.12191), the others with the number in the document.
     """
     position = position_BTA[:, :, None, :].astype(jnp.float32)
-    angles = [position[..., :1] * _frequencies(head_dim // 2 - 2 * grid, theta)]
+    frequency = _frequencies(head_dim // 2 - 2 * grid, theta)
+    angles = [position[..., :1] * (frequency if scaling is None else scaling.scaled(frequency))]
     if grid:
         angles += [position[..., axis : axis + 1] * _frequencies(grid, grid_theta) for axis in (1, 2)]
     angle = jnp.concatenate(angles, axis=-1)

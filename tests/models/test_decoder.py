@@ -21,6 +21,7 @@ from mmgpt.dist.axes import ShardingError
 from mmgpt.dist.mesh import Mesh
 from mmgpt.models.decoder import Decoder
 from mmgpt.models.gain_shape_vq import GainShapeVQ
+from mmgpt.nn.layers import RopeScaling
 from mmgpt.objectives.autoencode import Autoencode
 from mmgpt.objectives.next_token import NextToken
 from mmgpt.objectives.objective import total
@@ -178,11 +179,13 @@ def test_step_flops_count_the_matmuls(name: str) -> None:
 
 VARIANTS = {
     "plain": tiny.decoder(),
-    "tied": tiny.decoder(tied=True, qk_norm=False),
+    "tied": tiny.decoder(tied=True, qk_norm="none"),
     "scanned": tiny.decoder(scan=True, remat="full"),
     "places in pictures": tiny.decoder(rope_grid=1),
     "embedded places": tiny.decoder(rope_grid=1, places=4),
     "one kv head": tiny.decoder(kv_heads=1, rope_theta=100.0),
+    "layer norm per head, normed outputs": tiny.decoder(qk_norm="layer", post_norm=True),
+    "stretched": tiny.decoder(rope_scaling=RopeScaling(kind="llama3", factor=4.0, original=32)),
 }
 variants = pytest.mark.parametrize("model", VARIANTS.values(), ids=VARIANTS)
 
