@@ -17,7 +17,7 @@ from mmgpt.tokens.vocabulary import Vocabulary
 
 
 class Block(nnx.Module):
-    """Attention and feed-forward, each with a residual; what is normed is their input, or with `post_norm` their output."""
+    """Attention and feed-forward, each with a residual; normed is what goes in, or with `post_norm` what comes out."""
 
     def __init__(self, rngs: nnx.Rngs, c: "Decoder.Config"):
         residual_scale = (2 * c.layers) ** -0.5  # keeps the residual stream's variance independent of depth

@@ -13,9 +13,8 @@ from mmgpt.kernels.attention.api import attention
 from mmgpt.nn.layers import HeadNorm, RMSNorm, Turn, rotary
 from mmgpt.nn.param import act, einsum, normal, param, use
 
-
 QKNorm = Literal["none", "rms", "layer"]
-"""What queries and keys go through before they turn: nothing, RMSNorm over a head, or Chameleon's LayerNorm per head."""
+"""What queries and keys go through before they turn: nothing, an RMSNorm, or Chameleon's LayerNorm of each head."""
 
 
 @jax.tree_util.register_dataclass
