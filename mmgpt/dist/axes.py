@@ -28,6 +28,8 @@ STORE: Table = {
     "pixels": (),
     "height": (),
     "width": (),
+    "time": (),
+    "channels": (),
     "norm": (),
 }
 """Weights and optimizer moments at rest."""
@@ -50,6 +52,7 @@ ACT: Table = {
     "norm": (),
     "height": (),
     "width": (),
+    "time": (),
     "channels": (),
 }
 """Activations."""

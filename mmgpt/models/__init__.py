@@ -27,9 +27,20 @@ class ModelConfig(config.Config, abc.ABC):
 
 
 class VisionConfig(ModelConfig):
-    """Config of an image tokenizer; its module has `encode` and `decode`."""
+    """Config of an image tokenizer; its module has `encode` and `decode`.
 
-    patch: int
+    With `temporal` above 1 the module also has `encode_clip` and `decode_clip`, and the parts they are made of.
+    """
+
+    @property
+    @abc.abstractmethod
+    def patch(self) -> int:
+        """Pixels a side of a place."""
+
+    @property
+    def temporal(self) -> int:
+        """Frames of a clip that share a place's codes."""
+        return 1
 
     @property
     @abc.abstractmethod
