@@ -83,7 +83,7 @@ def digits() -> Recipe:
         (("train", "digits_vision", "--run-dir", f"{folder}/vision"), ""),
         (("tokenize", "data", f"{folder}/data/train", f"{folder}/data/label", *media, "--out", f"{folder}/tokens"), ""),
         (("train", "digits_model", "--run-dir", f"{folder}/model"), ""),
-        (("eval", f"{folder}/model", "--prompts", f"{folder}/tokens/label", "--json", f"{folder}/scores.json"), ""),
+        (("eval", f"{folder}/model", "--tasks", f"{folder}/tokens/label", "--json", f"{folder}/scores.json"), ""),
         (("report", folder), ""),
     ]
     return Recipe(directory="runs/digits", steps=tuple(Step(command=c, makes=m) for c, m in commands))

@@ -139,7 +139,7 @@ def _road(name: str, corpus: tuple[str, ...], text_size: int) -> Recipe:
     steps.append(Step(command=("tokenize", "data", *sources, *media, "--out", "{dir}/tokens")))
     steps.append(Step(command=("train", f"{name}_model", "--run-dir", "{dir}/model")))
     prompts = [f"{{dir}}/tokens/{task}" for task in TASKS]
-    steps.append(Step(command=("eval", "{dir}/model", "--prompts", *prompts, "--json", "{dir}/scores.json")))
+    steps.append(Step(command=("eval", "{dir}/model", "--tasks", *prompts, "--json", "{dir}/scores.json")))
     steps.append(Step(command=("report", "{dir}")))
     return Recipe(directory=folder, steps=tuple(steps))
 

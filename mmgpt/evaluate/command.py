@@ -1,7 +1,8 @@
-"""`mmgpt eval`: scores a run on tokenised prompts."""
+"""`mmgpt eval`: scores a run on tasks: prompts, perplexity, captions, questions, pictures, lm-eval's."""
 
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ from rich.table import Table
 
 from mmgpt.core.document import Document
 from mmgpt.core.log import printable, progress, show, write_json
-from mmgpt.evaluate import tasks
+from mmgpt.evaluate import kinds
+from mmgpt.evaluate.kinds import Job
 from mmgpt.evaluate.records import save_records
 from mmgpt.evaluate.shapes.tasks import TASKS as SHAPES
-from mmgpt.evaluate.tasks import LABEL, Prompts, Task
+from mmgpt.evaluate.subject import Options, Subject
+from mmgpt.evaluate.tasks import LABEL, Outcome, Prompts, Task, TaskError, load_prompts, sampling_of, scores
 from mmgpt.generate.decode import Sampling
 from mmgpt.generate.model import Continuation, Model
 from mmgpt.generate.sampler import Sampler
@@ -24,7 +27,7 @@ TASKS: dict[str, Task] = {**SHAPES, LABEL.name: LABEL}
 
 def evaluate(
     run: tyro.conf.Positional[Path],
-    prompts: tuple[Path, ...],
+    tasks: tuple[str, ...],
     json: Path | None = None,
     guidance: float = 1.0,
     temperature: float = 0.0,
@@ -32,39 +35,106 @@ def evaluate(
     limit: int | None = None,
     batch: int = 50,
     seed: int = 0,
+    shots: int = 0,
+    shot_media: bool = True,
+    template: str | None = None,
+    stop: str = "",
+    chat: bool = False,
+    area: int = 512 * 512,
 ) -> None:
-    """Scores a run on prompts and keeps what it made under RUN/eval, for `mmgpt report`.
+    """Scores a run on tasks and keeps what it made under RUN/eval, for `mmgpt report`.
+
+    A task is a folder of tokenised prompts, whose meta names what they are, or one of these:
+
+      perplexity=DATASET[,held_out]        of a tokenised dataset, by modality
+      captions=CAPTIONS.json,FOLDER        CIDEr, BLEU, ROUGE-L; files as COCO has them
+      vqa=QUESTIONS.json,ANNOTATIONS.json,FOLDER   and so okvqa, vizwiz, msrvtt_qa, nextqa with their files
+      fid=DATASET[,FEATURE]                pictures drawn from captions against the true ones
+      reconstruction=DATASET[,FEATURE]     what an image tokenizer keeps: PSNR, SSIM, use of codes
+      lm_eval=TASK[,FOLDER]                a text task of lm-eval
 
     Args:
-        run: run folder of a decoder.
-        prompts: tokenised datasets whose meta names the task, one task each.
+        run: run folder, or Hugging Face folder, of a model over tokens or an image tokenizer.
+        tasks: what to evaluate, in order.
         json: write the scores, {task: {metric: value, "count": prompts}, "seconds": s}.
         guidance: classifier-free guidance where the task allows it; 1 turns it off.
         temperature: of visual codes; 0 takes the likeliest.
         top_p: smallest set of visual codes with this probability that is sampled from.
         limit: prompts of each task at most.
         batch: prompts that are generated at once.
-        seed: of sampling.
+        seed: of sampling, and of the choice of examples.
+        shots: examples with their answers before each question, caption or lm-eval prompt.
+        shot_media: show the examples' pictures; False leaves only their words.
+        template: how a question is asked, with {question} in it; for captions, words after the picture.
+        stop: answers are cut at this text.
+        chat: ask in the grammar's chat template, as a model tuned for instructions expects.
+        area: pixels of a picture at most in `reconstruction`.
     """
     begin = time.perf_counter()
-    loaded = [tasks.load_prompts(path, TASKS, limit) for path in prompts]
-    model = Model.open(run, batch)
     image = Sampler(temperature=temperature, top_p=top_p)
-    made = _generate(model, loaded, Sampling(guidance=guidance, image=image, seed=seed))
+    options = Options(
+        limit=limit,
+        batch=batch,
+        seed=seed,
+        shots=shots,
+        shot_media=shot_media,
+        template=template,
+        stop=stop,
+        chat=chat,
+        area=area,
+        sampling=Sampling(guidance=guidance, image=image, seed=seed),
+    )
+    options.check()
+    subject = Subject(run, batch)
+    prompts, jobs = _prepared(tasks, options, subject)
     results: dict[str, Any] = {}
-    for prompt, continuations in zip(loaded, made, strict=True):
-        results[prompt.task.name] = _judged(run, prompt, continuations)
+    table = Table("task", "metric", "value", "count")
+    for outcome in _outcomes(prompts, jobs, options, subject):
+        name = outcome.described.name
+        if name in results:
+            raise TaskError(f"--tasks: two of them are called {name}; evaluate them one after another.")
+        results[name] = outcome.scores
+        save_records(run / "eval" / name, outcome)
+        _add(table, outcome)
     results["seconds"] = round(time.perf_counter() - begin, 1)
-    show(_table(run, results))
+    table.title = printable(f"{run}: {results['seconds']} s")
+    show(table)
     if json is not None:
         write_json(json, results)
+
+
+def _prepared(specs: Sequence[str], options: Options, subject: Subject) -> tuple[dict[int, Prompts], dict[int, Job]]:
+    """Prompts and other evaluations by their place in the order; all that is wrong with them is told here."""
+    if len(set(specs)) < len(specs):
+        raise TaskError("--tasks: one is given twice.")
+    prompts: dict[int, Prompts] = {}
+    jobs: dict[int, Job] = {}
+    for place, spec in enumerate(specs):
+        if spec.partition("=")[0] not in kinds.names() and Path(spec).exists():
+            subject.require_tokens(spec)
+            prompts[place] = load_prompts(Path(spec), TASKS, options.limit)
+        else:
+            jobs[place] = kinds.prepare(spec, options, subject)
+    return prompts, jobs
+
+
+def _outcomes(prompts: dict[int, Prompts], jobs: dict[int, Job], options: Options, subject: Subject) -> list[Outcome]:
+    """What all evaluations found, in the order in which they were asked for."""
+    found: dict[int, Outcome] = {}
+    if prompts:
+        made = _generate(subject.model, list(prompts.values()), options.sampling)
+        for place, continuations in zip(prompts, made, strict=True):
+            found[place] = _judged(prompts[place], continuations)
+    for place, job in jobs.items():
+        found[place] = job()
+    return [found[place] for place in sorted(found)]
 
 
 def _generate(model: Model, loaded: list[Prompts], base: Sampling) -> list[list[Continuation]]:
     """What the model makes of the prompts of each task. Tasks that sample alike go together and compile once."""
     groups: dict[tuple[Sampling, int], list[int]] = defaultdict(list)
     for number, prompt in enumerate(loaded):
-        groups[tasks.sampling_of(prompt.task, model, base), prompt.task.add_frames].append(number)
+        groups[sampling_of(prompt.task, model, base), prompt.task.add_frames].append(number)
     made: list[list[Continuation]] = [[] for _ in loaded]
     for (sampling, frames), numbers in progress(groups.items(), label="generate"):
         documents: list[Document] = [d for number in numbers for d in loaded[number].documents]
@@ -74,22 +144,18 @@ def _generate(model: Model, loaded: list[Prompts], base: Sampling) -> list[list[
     return made
 
 
-def _judged(run: Path, prompts: Prompts, made: list[Continuation]) -> dict[str, float]:
+def _judged(prompts: Prompts, made: list[Continuation]) -> Outcome:
     task, documents = prompts.task, prompts.documents
     judgements = [task.judge(document.meta, m) for document, m in zip(documents, made, strict=True)]
-    found = tasks.scores(task, [document.meta.get("kind", "") for document in documents], judgements)
-    save_records(run / "eval" / task.name, task, found, documents, made, judgements)
-    return found
+    found = scores(task, [document.meta.get("kind", "") for document in documents], judgements)
+    return Outcome(described=task, scores=found, documents=documents, made=tuple(made), judgements=tuple(judgements))
 
 
-def _table(run: Path, results: dict[str, Any]) -> Table:
-    table = Table("task", "metric", "share", "prompts", title=printable(f"{run}: {results['seconds']} s"))
-    for name, task in TASKS.items():
-        if name in results:
-            values = dict(results[name])
-            count = values.pop("count")
-            for i, (metric, value) in enumerate(values.items()):
-                row = (name if i == 0 else "", metric, f"{value:.1%}", str(count) if i == 0 else "")
-                table.add_row(*row, style="bold" if metric == task.figure else None)
-            table.add_section()
-    return table
+def _add(table: Table, outcome: Outcome) -> None:
+    described = outcome.described
+    values = [(metric, value) for metric, value in outcome.scores.items() if metric != "count"]
+    for i, (metric, value) in enumerate(values):
+        first = (described.name, str(outcome.scores["count"])) if i == 0 else ("", "")
+        bold = "bold" if metric == described.figure else None
+        table.add_row(first[0], metric, described.shown(metric, value), first[1], style=bold)
+    table.add_section()

@@ -51,7 +51,8 @@ def write_digits(out: Path, copies: int, seed: int) -> dict[str, float]:
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     write_json(partial, settings)
-    images, labels = datasets.load_digits(return_X_y=True)
+    loaded: Any = datasets.load_digits(return_X_y=True)
+    images, labels = loaded
     half = len(images) // 2
     classifier: Any = svm.SVC
     machine = classifier(gamma=0.001).fit(images[:half], labels[:half])

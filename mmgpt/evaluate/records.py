@@ -7,21 +7,16 @@ from these without the model.
 import dataclasses
 import json
 import shutil
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from mmgpt.core.document import Document
 from mmgpt.core.errors import UserError
 from mmgpt.core.log import write_json
 from mmgpt.data.media import decode_image, encode_png
-from mmgpt.evaluate.tasks import Judgement, Task
-from mmgpt.generate.model import Continuation, Part
-
-_WORDS = ("name", "title", "about", "figure", "metrics")
-"""What a task says about itself."""
+from mmgpt.evaluate.tasks import Described, Outcome
+from mmgpt.generate.model import Part
 
 
 class RecordsError(UserError, ValueError):
@@ -41,40 +36,30 @@ class Record:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Records:
-    """All records of a task, with its words and scores."""
+class Records(Described):
+    """All records of an evaluation, with its words and scores."""
 
-    name: str
-    title: str
-    about: str
-    figure: str
-    metrics: dict[str, str]
     scores: dict[str, float]
     records: tuple[Record, ...]
 
 
-def save_records(
-    folder: Path,
-    task: Task,
-    scores: dict[str, float],
-    documents: Sequence[Document],
-    made: Sequence[Continuation],
-    judgements: Sequence[Judgement],
-) -> None:
+def save_records(folder: Path, outcome: Outcome) -> None:
     """Writes `folder` anew, whole or not at all."""
     temporary = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     records = []
-    for number, (document, continuation, judgement) in enumerate(zip(documents, made, judgements, strict=True)):
+    judged = zip(outcome.documents, outcome.made, outcome.judgements, strict=True)
+    for number, (document, continuation, judgement) in enumerate(judged):
         parts = {
             side: [_write(temporary, f"{number:04d}-{side}-{i}.png", part) for i, part in enumerate(pieces)]
             for side, pieces in (("prompt", continuation.prompt), ("made", continuation.made))
         }
         verdict = {"right": judgement.right, "truth": judgement.truth, "finished": continuation.finished}
         records.append({"key": document.key, "kind": document.meta.get("kind", ""), **verdict, **parts})
-    words = {key: getattr(task, key) for key in _WORDS}
-    write_json(temporary / "records.json", {**words, "scores": scores, "records": records})
+    words = {field.name: getattr(outcome.described, field.name) for field in dataclasses.fields(Described)}
+    words["numbers"] = sorted(outcome.described.numbers)
+    write_json(temporary / "records.json", {**words, "scores": outcome.scores, "records": records})
     shutil.rmtree(folder, ignore_errors=True)
     temporary.rename(folder)
 
@@ -102,7 +87,8 @@ def load_records(folder: Path, limit: int) -> Records:
             )
             for record in value["records"][:limit]
         )
-        words = {key: value[key] for key in _WORDS}
+        words = {field.name: value[field.name] for field in dataclasses.fields(Described)}
+        words["numbers"] = frozenset(words["numbers"])
         return Records(**words, scores=value["scores"], records=records)
     except (OSError, ValueError, KeyError, TypeError) as e:
         raise RecordsError(f"{path}: cannot be read ({type(e).__name__}: {e}). Run `mmgpt eval` again.") from e

@@ -127,7 +127,7 @@ def _page(
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"percent": lambda x: f"{100 * x:.3g} %" if x < 1 else "100 %", "duration": _duration}
+    environment.filters |= {"percent": _percent, "duration": _duration, "figure": _figure}
     return environment.get_template("report.html.jinja").render(
         title=folder.resolve().name,
         tasks=[{"words": task, "cards": [_card(r) for r in task.records], "kinds": _kinds(task)} for task in tasks],
@@ -136,6 +136,14 @@ def _page(
         total=scores.get("total_seconds"),
         peak=scores.get("peak_gib"),
     )
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.3g} %" if share < 1 else "100 %"
+
+
+def _figure(task: Records, metric: str, value: float) -> str:
+    return task.shown(metric, value) if task.is_number(metric) else _percent(value)
 
 
 def _duration(seconds: float) -> str:

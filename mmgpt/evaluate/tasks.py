@@ -34,12 +34,10 @@ class Judgement:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
-class Task:
-    """One kind of prompt. `figure` is the metric that sums it up; `metrics` says each metric in words.
+class Described:
+    """What is told of an evaluation. `figure` is the metric that sums it up; `metrics` says each metric in words.
 
-    `stop` ends what is made after a text piece: an answer that another question may follow has no other end.
-    `long`: the model may go on for as long as a training row, through several media. `guided`: guidance has a meaning
-    here, since the model was trained on such documents without their text. `add_frames` of a clip are to be predicted.
+    Metrics are shares of 1 but for `numbers`, such as a perplexity or a distance.
     """
 
     name: str
@@ -47,11 +45,42 @@ class Task:
     about: str
     figure: str
     metrics: dict[str, str]
+    numbers: frozenset[str] = frozenset()
+
+    def shown(self, metric: str, value: float) -> str:
+        """A metric's value as people read it; figures by kind are named "figure/kind"."""
+        return f"{value:.4g}" if self.is_number(metric) else f"{value:.1%}"
+
+    def is_number(self, metric: str) -> bool:
+        """Whether a metric is no share."""
+        return metric.partition("/")[0] in self.numbers
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Task(Described):
+    """One kind of prompt, and how what the model makes of it is judged.
+
+    `stop` ends what is made after a text piece: an answer that another question may follow has no other end.
+    `long`: the model may go on for as long as a training row, through several media. `guided`: guidance has a meaning
+    here, since the model was trained on such documents without their text. `add_frames` of a clip are to be predicted.
+    """
+
     judge: Callable[[dict[str, str], Continuation], Judgement]
     stop: str = ""
     long: bool = False
     guided: bool = False
     add_frames: int = 0
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What an evaluation found, and what it was found from, one judgement a prompt; none where nothing was made."""
+
+    described: Described
+    scores: dict[str, float]
+    documents: tuple[Document, ...] = ()
+    made: tuple[Continuation, ...] = ()
+    judgements: tuple[Judgement, ...] = ()
 
 
 def judge_text(meta: dict[str, str], made: Continuation) -> Judgement:
@@ -108,8 +137,8 @@ def sampling_of(task: Task, model: Model, base: Sampling) -> Sampling:
     return base.replace(room=room, guidance=base.guidance if task.guided else 1.0, stop=stop)
 
 
-def scores(task: Task, kinds: Sequence[str], judgements: Sequence[Judgement]) -> dict[str, float]:
-    """Every metric over all prompts, the figure by kind as `figure/kind`, and their `count`."""
+def scores(task: Described, kinds: Sequence[str], judgements: Sequence[Judgement]) -> dict[str, float]:
+    """Every metric over the prompts that it weighs, the figure by kind as `figure/kind`, and their `count`."""
     values = {name: _share(judgements, name) for name in task.metrics}
     for kind in sorted(set(kinds)) if len(set(kinds)) > 1 else ():
         mine = [j for j, k in zip(judgements, kinds, strict=True) if k == kind]

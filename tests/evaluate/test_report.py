@@ -23,7 +23,7 @@ from mmgpt.train.run import Opened, Run, build
 def scored(model_run: Path) -> Path:
     """The folder of the run, with scores of every task there are prompts for."""
     folder = model_run.parent
-    prompts = tuple(sorted((folder / "prompts").iterdir()))
+    prompts = tuple(str(path) for path in sorted((folder / "prompts").iterdir()))
     evaluate(model_run, prompts, json=folder / "scores.json", batch=8)
     report(folder, examples=2)
     return folder
