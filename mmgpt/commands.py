@@ -1,10 +1,11 @@
 """The commands that make data: raw files to datasets, and datasets to tokens."""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 
+from mmgpt.core.config import ConfigError
 from mmgpt.core.log import console, show, table, write_json
 
 
@@ -183,3 +184,33 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+def convert(
+    source: tyro.conf.Positional[Path],
+    out: tyro.conf.Positional[Path],
+    to: str | None = None,
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+    like: str | None = None,
+    shard_bytes: int = 5 * 10**9,
+    overwrite: bool = False,
+) -> None:
+    """Converts a Hugging Face folder to a run folder, or a run folder to a Hugging Face folder.
+
+    Args:
+        source: a Hugging Face folder of Emu3, Emu3.5, Chameleon, Qwen3 or Llama, or a run folder.
+        out: the folder to write; it appears once it is whole.
+        to: family to write: emu3, emu3_5, qwen3, llama, chameleon; by default where the run came from.
+        dtype: number format to write; by default as in the checkpoint that the run came from, else float32.
+        like: preset that the run folder takes everything from but model and tokens, its data above all.
+        shard_bytes: size of a file at most.
+        overwrite: replace a model that is there.
+    """
+    from mmgpt import presets
+    from mmgpt.interop import convert as interop
+    from mmgpt.train.run import Run
+
+    preset = None if like is None else presets.preset(like)
+    if preset is not None and not isinstance(preset, Run):
+        raise ConfigError(f"--like {like} is a {type(preset).__name__}, expected the preset of a training run.")
+    interop.convert(source, out, to=to, dtype=dtype, like=preset, shard_bytes=shard_bytes, overwrite=overwrite)

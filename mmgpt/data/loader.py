@@ -184,6 +184,8 @@ class PackedRows:
             """The loader of the first `rows` rows. Raises MixtureError, LoaderError, DatasetError."""
             if grammar is None:
                 raise LoaderError("packed rows need a grammar to lay documents out; the model's config names it.")
+            if not self.sources:
+                raise LoaderError("packed rows need a source, found none. Name tokenised datasets in data.sources.")
             return PackedRows(self, grammar, seed=seed, rows=rows, rejects=rejects)
 
     def __init__(self, config: Config, grammar: Grammar, *, seed: int, rows: int, rejects: Path | None) -> None:

@@ -12,7 +12,6 @@ from typing import Any
 
 from mmgpt.core.config import ConfigError
 from mmgpt.interop.hf_table import Table
-from mmgpt.models import VisionConfig
 from mmgpt.models.decoder import Decoder
 from mmgpt.models.movq import MoVQ
 from mmgpt.nn.attention import QKNorm
@@ -69,7 +68,7 @@ FAMILIES = {
         epsilon=1e-5,
     ),
 }
-VISION_TYPES = ("emu3_vqgan",)
+VISION_TYPES = ("emu3_vqgan", "Emu3VisionVQ")
 IDS = {
     "bos_token_id": "BOS",
     "eos_token_id": "EOS",
@@ -106,7 +105,7 @@ class Described:
     rows: int = 0
     context: int = 0
     ids: dict[str, int] = dataclasses.field(default_factory=dict)
-    vision: VisionConfig | None = None
+    vision: MoVQ.Config | None = None
 
 
 def is_hugging_face(folder: Path) -> bool:
@@ -132,7 +131,7 @@ def read(path: Path, names: Collection[str] = ()) -> Described:
     kind, table = body.get("model_type"), Table(body, str(path))
     normed = any(name.endswith("self_attn.q_norm.weight") for name in names)
     if kind in VISION_TYPES:
-        found = Described(vision=_vision(table))
+        found = Described(vision=_vision(table) if kind == "emu3_vqgan" else _original_vision(table))
     elif kind == "emu3":
         found = _whole(table, normed)
     elif kind in ("Emu3", "emu3_text_model"):
@@ -252,15 +251,37 @@ def _vision(table: Table) -> MoVQ.Config:
     return model
 
 
+def _original_vision(table: Table) -> MoVQ.Config:
+    """The same as Emu3's own code calls it."""
+    base = MoVQ.Config()
+    latent = table.size("z_channels", base.latent)
+    model = MoVQ.Config(
+        codes=table.size("codebook_size", base.codes),
+        latent=latent,
+        channels=table.size("ch", base.channels),
+        multiples=table.sizes("ch_mult", base.multiples),
+        blocks=table.size("num_res_blocks", base.blocks),
+        attention=table.sizes("attn_resolutions", base.attention),
+        temporal=table.size("temporal_downsample_factor", base.temporal),
+    )
+    table.must("embed_dim", latent)
+    table.must("double_z", False)
+    for key in ("in_channels", "out_channels"):
+        table.must(key, 3)
+    table.must("dropout", 0.0)
+    table.rest()
+    return model
+
+
 def write(described: Described, dtype: str, whole: bool = False) -> dict[str, Any]:
     """The config.json of a model; `whole` is Emu3 with its image tokenizer. ConfigError names what it cannot say."""
     if described.model is None:
-        assert isinstance(described.vision, MoVQ.Config)
+        assert described.vision is not None
         return {"architectures": ["Emu3VQVAE"], "dtype": dtype, **_vision_body(described.vision)}
     body = _decoder_body(described)
     if not whole:
         return {"architectures": [FAMILIES[described.family].architecture], "dtype": dtype, **body}
-    assert isinstance(described.vision, MoVQ.Config)
+    assert described.vision is not None
     return {
         "architectures": ["Emu3ForConditionalGeneration"],
         "dtype": dtype,

@@ -20,6 +20,7 @@ BLOCK = 32 << 20
 """Bytes that are read, converted and handed to a device at a time."""
 WEIGHTS = ("F32", "BF16", "F16")
 """Number formats of parameters: each converts to float32 and back without loss."""
+COUNTS = ("I64", "I32")
 
 Index = tuple[slice, ...]
 
@@ -37,8 +38,9 @@ def check(entries: Sequence[Entry], source: SafetensorsFolder) -> None:
         elif entry is not None and tensor is not None:
             if tensor.shape != entry.hf_shape:
                 lines.append(f"{name}: shape {list(tensor.shape)}, expected {list(entry.hf_shape)}")
-            if entry.path is not None and tensor.dtype not in WEIGHTS:
-                lines.append(f"{name}: numbers are {tensor.dtype}, expected {', '.join(WEIGHTS)}")
+            wanted = COUNTS if entry.hf_name.endswith("num_batches_tracked") else WEIGHTS
+            if entry.path is not None and tensor.dtype not in wanted:
+                lines.append(f"{name}: numbers are {tensor.dtype}, expected {', '.join(wanted)}")
     if lines:
         raise FolderError(
             f"{source.folder}: {len(lines)} of {len(expected.keys() | source.tensors.keys())} tensors do not fit the "
@@ -59,9 +61,10 @@ def load(
             by_path[entry.path].append(entry)
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct) -> jax.Array:
-        parts = by_path[jax.tree_util.keystr(path, simple=True, separator="/")]
-        assert parts, path
-        array = _array(parts, source, shape, np.dtype(shape.dtype if dtype is None else dtype))
+        name = jax.tree_util.keystr(path, simple=True, separator="/")
+        assert by_path[name], name
+        held = shape.dtype if dtype is None or not name.startswith("params/") else dtype
+        array = _array(by_path[name], source, shape, np.dtype(held))
         source.release()
         return array
 
@@ -89,7 +92,7 @@ def _shard(parts: list[Entry], source: SafetensorsFolder, whole: Index, dtype: n
     place = jax.sharding.SingleDeviceSharding(device)
     buffer = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=place)()
     for at, block in _blocks(parts, source, whole, BLOCK // dtype.itemsize):
-        numbers = jax.device_put(np.ascontiguousarray(block, dtype), device)
+        numbers = jax.device_put(np.asarray(block, dtype, order="C"), device)
         buffer = jax.block_until_ready(_write(buffer, numbers, np.array(at, np.int32)))
         source.release()
     return buffer

@@ -47,12 +47,14 @@ class Entry:
 class Layout:
     """Where a checkpoint keeps its parts: the prefix of the decoder's names, its head, the image tokenizer's prefix.
 
-    `vision` is None where the checkpoint holds no image tokenizer that we compute with.
+    `vision` is None where the checkpoint holds no image tokenizer that we compute with; `original` image tokenizers
+    have the names of the papers' own code.
     """
 
     text: str = "model."
     head: str = "lm_head.weight"
     vision: str | None = None
+    original: bool = False
 
 
 LAYOUTS = {
@@ -60,8 +62,9 @@ LAYOUTS = {
     "emu3 module": Layout(text="model.text_model.", vision="model.vqmodel."),
     "emu3 file": Layout(text="text_model.model.", head="text_model.lm_head.weight", vision="vqmodel."),
     "vision": Layout(vision=""),
+    "original vision": Layout(vision="", original=True),
 }
-"""A decoder alone; Emu3ForConditionalGeneration as its module names it and as it is saved; an image tokenizer alone."""
+"""A decoder alone; Emu3 as a whole, as its module names it and as it is saved; an image tokenizer alone."""
 
 
 def decoder_entries(c: Decoder.Config, rows: int, layout: Layout = LAYOUTS["decoder"]) -> list[Entry]:

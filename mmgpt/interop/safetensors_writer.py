@@ -73,7 +73,7 @@ def write_file(
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            array = np.ascontiguousarray(read(tensor.name), DTYPES[tensor.dtype])
+            array = np.asarray(read(tensor.name), DTYPES[tensor.dtype], order="C")
             assert array.shape == tensor.shape, tensor
             file.write(array.reshape(-1).view(np.uint8).data)
         file.flush()

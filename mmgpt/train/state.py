@@ -66,7 +66,11 @@ class Structure:
 
 def initial(structure: Structure, optimizer: Optimizer, ema: bool) -> State:
     """The state at step 0; call it under jit."""
-    params, variables = structure.fresh()
+    return around(optimizer, ema, *structure.fresh())
+
+
+def around(optimizer: Optimizer, ema: bool, params: Any, variables: Any) -> State:
+    """The state at step 0 of a model with these arrays; call it under jit."""
     state: State = {"params": params, "variables": variables, "step": jnp.zeros((), jnp.int32)}
     state["optimizer"] = optimizer.init(params)
     if ema:
@@ -76,6 +80,16 @@ def initial(structure: Structure, optimizer: Optimizer, ema: bool) -> State:
 
 def abstract(structure: Structure, optimizer: Optimizer, ema: bool) -> State:
     """Shapes, dtypes and concrete shardings of the state, as a checkpoint restores into."""
+    return _concrete(jax.eval_shape(lambda: initial(structure, optimizer, ema)))
+
+
+def weights(structure: Structure) -> State:
+    """The same of `params` and `variables` alone."""
+    params, variables = structure.abstract()
+    return _concrete({"params": params, "variables": variables})
+
+
+def _concrete(tree: Any) -> Any:
     mesh = jax.sharding.get_mesh()
 
     def concrete(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
@@ -83,4 +97,4 @@ def abstract(structure: Structure, optimizer: Optimizer, ema: bool) -> State:
         sharding = jax.sharding.NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
-    return jax.tree.map(concrete, jax.eval_shape(lambda: initial(structure, optimizer, ema)))
+    return jax.tree.map(concrete, tree)
