@@ -25,7 +25,7 @@ SOURCES = {"pairs": "webdataset", "stories": "jsonl", "clips": "mp4", "questions
 CPU = Mesh.Config(cpu_devices=2)
 """Two devices of a CPU: matmuls this small keep one busy core each."""
 
-TASKS = ("draw", "unseen", "caption", "answer", "next_frame", "story", "edit")
+TASKS = ("draw", "unseen", "attributes", "caption", "answer", "next_frame", "story", "edit")
 """Evaluation prompts of the corpus."""
 
 

@@ -11,6 +11,7 @@ from mmgpt.core.document import Document
 from mmgpt.evaluate import tasks
 from mmgpt.evaluate.command import TASKS
 from mmgpt.evaluate.shapes import changes, language, world
+from mmgpt.evaluate.shapes.attributes import Demand, as_text
 from mmgpt.evaluate.shapes.tasks import judge_story
 from mmgpt.evaluate.tasks import Judgement, TaskError
 from mmgpt.generate.model import Continuation, Part
@@ -22,6 +23,7 @@ META = {
     "kind": "blue square",
     "answer": tiny_run.ANSWER,
     "scene": json.dumps(SCENE.as_json()),
+    "demands": as_text((Demand(shape="circle", colour="red"), Demand(shape="square", colour="blue"))),
 }
 OTHER = world.Scene((world.Object("ring", "cyan", "small", 48, 48),))
 
@@ -36,7 +38,7 @@ def made(*parts: Part, prompt: tuple[Part, ...] = ()) -> Continuation:
 
 
 def truth(task: str) -> Continuation:
-    if task in ("draw", "unseen", "edit"):
+    if task in ("draw", "unseen", "attributes", "edit"):
         return made(picture(SCENE))
     if task == "next_frame":
         return made(picture(SCENE, clip=True))

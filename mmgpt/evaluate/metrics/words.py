@@ -34,7 +34,7 @@ _TOKEN = re.compile(
     | (?:[a-z]\.){{2,}}(?!\w)                           # u.s., p.m.
     | \b(?:{_ABBREVIATIONS})\.
     | \bno\.(?=\s*\d)
-    | (?<!\w)(?-i:[A-Z])\.(?!\w)                        # an initial
+    | (?<!\w)[a-z]\.(?!\w)                               # an initial
     | (?<!\w)'(?:n'|tis\b|twas\b)
     | (?<!\w)'\d\ds?\b                                  # '90s
     | \d+(?:[.,:/]\d+)+(?:\w+)?                         # 1,000  5.50  12:30  1/2

@@ -22,16 +22,17 @@ import random
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mmgpt.core.errors import UserError
 from mmgpt.data.media import encode_jpeg, encode_mp4, encode_png
-from mmgpt.evaluate.shapes import changes, language, world
+from mmgpt.evaluate.shapes import attributes, changes, language, world
 from mmgpt.evaluate.shapes.questions import KINDS, question
 from mmgpt.evaluate.shapes.world import Clip, Scene
 
-EVALUATIONS = ("draw", "unseen", "caption", "answer", "next_frame", "story", "edit")
+EVALUATIONS = ("draw", "unseen", "attributes", "caption", "answer", "next_frame", "story", "edit")
 FPS = 4.0
 QUESTIONS_PER_IMAGE = 6
 _KEYS = {"stories": "story", "questions": "question", "edits": "edit"}
@@ -80,7 +81,7 @@ def write_corpus(
         CorpusError: `out` holds other files, or a corpus with other settings.
     """
     trained = {"pairs": pairs, "stories": stories, "clips": clips, "questions": questions, "edits": edits}
-    settings = {"version": _VERSION, **trained, "eval_each": eval_each, "seed": seed}
+    settings = {"version": _VERSION, **trained, "eval_each": eval_each, "seed": seed, "tasks": list(EVALUATIONS)}
     for task, count in {**trained, "eval_each": eval_each}.items():
         if count < 0:
             raise CorpusError(f"{task} is {count}; give 0 or more.")
@@ -108,7 +109,7 @@ def write_corpus(
     return counts
 
 
-def _is_complete(out: Path, settings: dict[str, int]) -> bool:
+def _is_complete(out: Path, settings: dict[str, Any]) -> bool:
     """Whether `out` already holds this corpus; raises where it holds anything else."""
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
@@ -226,6 +227,13 @@ def _eval_unseen(rng: random.Random, folder: Path, key: str, n: int) -> tuple[li
             return [{"text": language.caption(rng, scene)}], _meta("unseen", " ".join(pair), scene)
 
 
+def _eval_attributes(rng: random.Random, folder: Path, key: str, n: int) -> tuple[list[dict], dict[str, str]]:
+    kind = attributes.KINDS[n % len(attributes.KINDS)]
+    scene, wanted = attributes.demands(rng, kind)
+    meta = _meta("attributes", kind, scene) | {"demands": attributes.as_text(wanted)}
+    return [{"text": language.caption(rng, scene)}], meta
+
+
 def _eval_caption(rng: random.Random, folder: Path, key: str, n: int) -> tuple[list[dict], dict[str, str]]:
     scene = _scene(rng, (1 + n % 3,), evaluation=True)
     meta = _meta("caption", _counted(scene), scene, answer=language.caption(rng, scene))
@@ -268,6 +276,7 @@ _DOCUMENTS: dict[str, Callable[[random.Random, Path, str, int], tuple[list[dict]
     "edits": _edit,
     "eval/draw": _eval_draw,
     "eval/unseen": _eval_unseen,
+    "eval/attributes": _eval_attributes,
     "eval/caption": _eval_caption,
     "eval/answer": _eval_answer,
     "eval/next_frame": _eval_next_frame,

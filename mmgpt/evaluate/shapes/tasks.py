@@ -4,6 +4,7 @@ import json
 
 import numpy as np
 
+from mmgpt.evaluate.shapes import attributes
 from mmgpt.evaluate.shapes.changes import read_story
 from mmgpt.evaluate.shapes.language import read_caption
 from mmgpt.evaluate.shapes.oracle import objects_right, read_scene, scene_right
@@ -59,6 +60,14 @@ def judge_unseen(meta: dict[str, str], made: Continuation) -> Judgement:
     held_out = frozenset(o for o in truth if f"{o[2]} {o[1]}" == meta["kind"])
     shares["unseen_objects"] = _drawn(held_out, picture)[1]["objects"]
     return Judgement(right=right, truth=in_words(truth), shares=shares)
+
+
+def judge_attributes(meta: dict[str, str], made: Continuation) -> Judgement:
+    """Whether the picture shows the one thing that the prompt's kind asks for."""
+    wanted, picture = attributes.from_text(meta["demands"]), _picture(made)
+    right = picture is not None and attributes.met(wanted, _read(picture))
+    words = " and ".join(demand.words for demand in wanted)
+    return Judgement(right=right, truth=words, shares={"right": (float(right), 1.0)})
 
 
 def judge_caption(meta: dict[str, str], made: Continuation) -> Judgement:
@@ -119,6 +128,15 @@ TASKS: dict[str, Task] = {
             figure="unseen_objects",
             metrics={"unseen_objects": "objects of held-out pairs drawn right", **_DRAWN},
             judge=judge_unseen,
+            guided=True,
+        ),
+        Task(
+            name="attributes",
+            title="Text → image, by attribute",
+            about="Of each picture one thing is asked: that objects are there, how many, in what colour, where.",
+            figure="right",
+            metrics={"right": "pictures with the attribute that was asked for"},
+            judge=judge_attributes,
             guided=True,
         ),
         Task(

@@ -116,7 +116,7 @@ def test_prompts_hold_their_truth(written: Path, task: str) -> None:
         assert meta["task"] == task and all(isinstance(value, str) for value in meta.values())
         truth = Scene.from_json(json.loads(meta["scene"]))
         assert world.for_evaluation(truth)
-        if task in ("draw", "unseen", "story"):
+        if task in ("draw", "unseen", "attributes", "story"):
             text = segments[0]["text"]
             read = changes.read_story([text]) if task == "story" else language.read_caption(text)
             assert read == truth.content and len(segments) == 1
