@@ -22,9 +22,14 @@ class Segment:
     loss: float = 1.0
 
 
+MARKS = ("answer", "/answer", "global_cot", "/global_cot", "image_cot", "/image_cot", "time")
+"""Roles of a text that mark the point where it begins: a part of the document that opens or ends ("/") there, or a
+time. A grammar that knows a mark lays a control before the text, which may be empty. Append only: numbers on disk."""
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Text(Segment):
-    """Text: `text` when raw, `ids [N] int32` when tokenised."""
+    """Text: `text` when raw, `ids [N] int32` when tokenised. Its role may be one of MARKS."""
 
     text: str | None = None
     ids: np.ndarray | None = None

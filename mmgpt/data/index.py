@@ -7,7 +7,7 @@ from typing import Self
 
 import numpy as np
 
-from mmgpt.core.document import KINDS, Action, Document, Features, Image, Segment, Text, Video
+from mmgpt.core.document import KINDS, MARKS, Action, Document, Features, Image, Segment, Text, Video
 
 _FIELDS: dict[str, tuple[str, tuple[int, ...]]] = {
     "offset": ("int64", ()),
@@ -22,8 +22,9 @@ class Index:
     """Sizes of all segments, in document order: segments of document d are `offset[d] : offset[d + 1]`.
 
     `offset [N+1] int64`, `kind [S] uint8` (position in KINDS), `loss [S] float32`, `shape [S, 5] int32`: text ids
-    (n,0,0,0,0), raw text (characters,0,0,0,0), image codes (1,H,W,C,P), video codes (T,H,W,C,P) where P counts the
-    places whose first code is not 0, action codes (n,0,0,0,0), features (N,F,0,0,0), raw media zeros.
+    (n,M,0,0,0) where M is 1 + the role's number in MARKS or 0, raw text (characters,0,0,0,0), image codes (1,H,W,C,P),
+    video codes (T,H,W,C,P) where P counts the places whose first code is not 0, action codes (n,0,0,0,0), features
+    (N,F,0,0,0), raw media zeros.
     """
 
     offset: np.ndarray
@@ -85,8 +86,8 @@ class Index:
 def segment_shape(segment: Segment) -> tuple[int, int, int, int, int]:
     """The row of a segment in `Index.shape`."""
     match segment:
-        case Text(ids=np.ndarray() as ids):
-            return (len(ids), 0, 0, 0, 0)
+        case Text(ids=np.ndarray() as ids, role=role):
+            return (len(ids), 1 + MARKS.index(role) if role in MARKS else 0, 0, 0, 0)
         case Text(text=str() as text):
             return (len(text), 0, 0, 0, 0)
         case Image(codes=np.ndarray() as codes):

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from mmgpt.core.document import KINDS, Document, Image, Segment, Text, Video, equal
 from mmgpt.data.index import segment_shape
 from mmgpt.tokens.grammars.emu3 import Emu3
-from mmgpt.tokens.grammars.grammar import Grammar, GrammarError
+from mmgpt.tokens.grammars.grammar import Grammar, GrammarError, Weights
 from tests import tiny
 
 LAYOUTS = (((5,), False), ((4, 8), False), ((4, 8), True))
@@ -77,7 +77,7 @@ def test_lengths_are_known_from_the_shapes(layout: tuple[tuple[int, ...], bool],
 
 
 def test_weights_follow_kind_and_segment() -> None:
-    grammar = Emu3.Config(text_weight=1.0, vision_weight=0.5).build(tiny.text(), (5,))
+    grammar = Emu3.Config(weights=Weights(text=1.0, vision=0.5, layout=0.5)).build(tiny.text(), (5,))
     rng = np.random.default_rng(0)
     text, image = Text(ids=np.arange(3, dtype=np.int32), loss=0.0), Image(codes=tiny.grid(rng, (1, 1), (5,)), loss=0.5)
     tokens = grammar.encode(Document(key="", segments=(text, image)))
@@ -122,7 +122,7 @@ def test_a_clip_that_cannot_be_opened_is_told() -> None:
     codes = np.array([[[[0, 5]]]], np.int32)
     with pytest.raises(GrammarError, match="a blank place"):
         grammar.open_video(codes, 2)
-    for frames in (0, 100):
+    for frames in (0, 1000):
         with pytest.raises(GrammarError, match=f"a clip of {frames} frames"):
             grammar.open_video(np.zeros((1, 1, 1, 2), np.int32), frames)
 
@@ -136,7 +136,7 @@ def test_what_cannot_be_laid_out_is_told() -> None:
         (Text(ids=np.array([-1], np.int32)), "outside the text tokenizer"),
         (Text(text="raw"), "raw or of another kind"),
         (Image(codes=codes[..., :1]), "does not fit the grammar's 2 codebooks"),
-        (Image(codes=tiny.grid(rng, (100, 1))), "sides up to 99"),
+        (Image(codes=tiny.grid(rng, (1000, 1))), "sides up to 999"),
         (Image(codes=tiny.grid(rng, (0, 3))), "0x3 places"),
         (Image(codes=codes[..., ::-1] + 4), "outside its codebook"),
         (Image(codes=codes - 8), "outside its codebook"),
@@ -296,7 +296,7 @@ def test_without_sizes_no_medium_is_opened() -> None:
 def test_a_size_that_cannot_be_finished_is_refused_in_a_prompt() -> None:
     grammar = tiny.grammar()
     machine = grammar.automaton(((0, 6, 6),))
-    assert machine.start(np.array([grammar.bos, grammar.boi, grammar.digits[6]])).shape == (6,)
+    assert machine.start(np.array([grammar.bos, grammar.boi, grammar.digits[6]])).shape == (7,)
     with pytest.raises(GrammarError, match=r"position 2.*6\*6"):
         machine.start(np.array([grammar.bos, grammar.boi, grammar.digits[1]]))
 

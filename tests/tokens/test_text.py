@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgpt.tokens.grammars.emu3 import CONTROLS
+from mmgpt.tokens.grammars.emu3 import TOKENS
 from mmgpt.tokens.text import DIGITS, TextError, TextTokenizer
 from tests import tiny
 
@@ -44,7 +44,7 @@ def test_any_text_has_ids_and_comes_back_normalised(words: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "words", [*CONTROLS, "<BOI>", "<bos>", "<unk>", "<s>", "</s>", "<0x41>", "<|image start|>", "BOI2*3IMG", "<pad>"]
+    "words", [*TOKENS, "<BOI>", "<bos>", "<unk>", "<s>", "</s>", "<0x41>", "<|image start|>", "BOI2*3IMG", "<pad>"]
 )
 def test_control_words_in_a_text_are_text(words: str) -> None:
     grammar = tiny.grammar()

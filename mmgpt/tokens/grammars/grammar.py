@@ -31,12 +31,40 @@ class Tokens:
     weight: np.ndarray
 
 
+class Weights(config.Config):
+    """Loss weights of text, visual codes, the layout around them, and actions; each times its segment's `loss`.
+
+    Layout is the ends of rows, frames and media and the size before the codes; `prompt` multiplies every weight in a
+    segment of the role "user".
+    """
+
+    text: float = 1.0
+    vision: float = 0.5
+    layout: float = 0.5
+    actions: float = 1.0
+    prompt: float = 1.0
+
+
+PRETRAINING = Weights()
+"""Emu3's and Emu3.5's pretraining, and the second stage of Emu3.5's fine-tuning: 1 for text, 0.5 for vision."""
+EVEN = Weights(vision=1.0, layout=1.0)
+"""The first stage of Emu3.5's fine-tuning; LWM."""
+RELEASED_SFT = Weights(text=0.0, vision=1.0, layout=0.0, actions=0.0)
+"""Emu3's released fine-tuning: visual codes alone, as `apply_loss_on_only_vision` masks the labels."""
+VISION_ONLY = Weights(text=0.0, vision=1.0, layout=1.0, actions=0.0)
+"""Quality fine-tuning of Emu3, and UniVLA's world model: pictures with their layout, no text."""
+ANSWERS = Weights(vision=0.0, layout=0.0, prompt=0.0)
+"""Emu3's chat: text of the answers."""
+ACTIONS_ONLY = Weights(text=0.0, vision=0.0, layout=0.0)
+"""UniVLA's policy."""
+
+
 class GrammarConfig(config.Config, abc.ABC):
     """Config of a grammar."""
 
     @abc.abstractmethod
     def build(self, text: TextTokenizer, codebooks: tuple[int, ...], *, blanks: bool = False) -> "Grammar":
-        """The grammar over a text tokenizer's ids and visual codebooks.
+        """The grammar over a text tokenizer's ids and visual codebooks; GrammarError when they do not fit.
 
         With `blanks` a place whose first code is 0 holds nothing: that code alone is laid out.
         """

@@ -1,4 +1,4 @@
-"""Text tokenizers: SentencePiece."""
+"""SentencePiece models, trained here or by others."""
 
 import io
 from collections.abc import Iterable
@@ -6,36 +6,29 @@ from pathlib import Path
 
 import sentencepiece
 
-from mmgpt.core.errors import UserError
-
-DIGITS = "0123456789*"
-"""Symbols that are always pieces of their own, since grammars write sizes such as 6*6 with them."""
+from mmgpt.tokens.text import DIGITS, TextError, TextTokenizer
 
 
-class TextError(UserError, ValueError):
-    """A text tokenizer that cannot be trained or loaded; the message says what to do."""
-
-
-class TextTokenizer:
-    """A SentencePiece model. It has no control tokens: whatever a text holds, it becomes text ids."""
+class SentencePiece(TextTokenizer):
+    """A SentencePiece model. One trained here has no specials; Llama's has `<s>` and `</s>`."""
 
     def __init__(self, model: bytes):
         self._processor = sentencepiece.SentencePieceProcessor()
         self._processor.LoadFromSerializedProto(model)
         self.model = model
+        names = {self._processor.IdToPiece(i): i for i in range(self.size) if self._processor.IsControl(i)}
+        self.specials = names
 
     @classmethod
-    def load(cls, path: Path) -> "TextTokenizer":
-        """Reads a `.model` file; TextError when it is missing or no SentencePiece model."""
-        if not path.is_file():
-            raise TextError(f"{path}: no such text tokenizer; train one with `mmgpt tokenize text`.")
+    def read(cls, file: Path) -> "SentencePiece":
+        """Reads a `.model` file; TextError when it is no SentencePiece model."""
         try:
-            return cls(path.read_bytes())
+            return cls(file.read_bytes())
         except RuntimeError as e:
-            raise TextError(f"{path}: not a SentencePiece model; train one with `mmgpt tokenize text`.") from e
+            raise TextError(f"{file}: not a SentencePiece model; train one with `mmgpt tokenize text`.") from e
 
     @classmethod
-    def train(cls, texts: Iterable[str], size: int, superwords: bool = False) -> "TextTokenizer":
+    def train(cls, texts: Iterable[str], size: int, superwords: bool = False) -> "SentencePiece":
         """A byte-pair model of `size` pieces with byte fallback, so that every text has ids and comes back whole.
 
         `superwords` lets a piece hold several words, such as "in the top left" (arXiv 2503.13423): shorter rows.
@@ -78,7 +71,6 @@ class TextTokenizer:
         return self._processor.DecodeIds([int(i) for i in ids])
 
     def symbol(self, character: str) -> int:
-        """The id of one of DIGITS; TextError when the model was trained without it."""
         found = self._processor.PieceToId(character)
         if found == self._processor.unk_id():
             raise TextError(f"the text tokenizer has no piece {character!r}; train it with `mmgpt tokenize text`.")
