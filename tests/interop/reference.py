@@ -7,22 +7,10 @@ from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-import torch
-import transformers
-from transformers import (
-    ChameleonConfig,
-    ChameleonForConditionalGeneration,
-    Emu3Config,
-    Emu3ForCausalLM,
-    Emu3ForConditionalGeneration,
-    Emu3TextConfig,
-    Emu3VQVAE,
-    Emu3VQVAEConfig,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-)
+import pytest
+
+torch: Any = pytest.importorskip("torch")
+transformers: Any = pytest.importorskip("transformers")
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -58,32 +46,36 @@ CHAMELEON_VISION: dict[str, Any] = {
 
 
 def emu3(**sizes: Any) -> Any:
-    return Emu3ForCausalLM(Emu3TextConfig(**SIZES | {"bos_token_id": 1, "eos_token_id": 2} | sizes))
+    return transformers.Emu3ForCausalLM(
+        transformers.Emu3TextConfig(**SIZES | {"bos_token_id": 1, "eos_token_id": 2} | sizes)
+    )
 
 
 def emu3_whole(**sizes: Any) -> Any:
-    text = Emu3TextConfig(**SIZES | {"bos_token_id": 1, "eos_token_id": 2} | sizes).to_dict()
-    return Emu3ForConditionalGeneration(
-        Emu3Config(text_config=text, vq_config=VISION, vocabulary_map={"<image>": 4, "<|extra_200|>": 5})
+    text = transformers.Emu3TextConfig(**SIZES | {"bos_token_id": 1, "eos_token_id": 2} | sizes).to_dict()
+    return transformers.Emu3ForConditionalGeneration(
+        transformers.Emu3Config(text_config=text, vq_config=VISION, vocabulary_map={"<image>": 4, "<|extra_200|>": 5})
     )
 
 
 def emu3_vision() -> Any:
-    return Emu3VQVAE(Emu3VQVAEConfig(**VISION))
+    return transformers.Emu3VQVAE(transformers.Emu3VQVAEConfig(**VISION))
 
 
 def qwen3(**sizes: Any) -> Any:
-    return Qwen3ForCausalLM(Qwen3Config(**SIZES | {"head_dim": 24, "rope_theta": 1e6} | sizes))
+    return transformers.Qwen3ForCausalLM(
+        transformers.Qwen3Config(**SIZES | {"head_dim": 24, "rope_theta": 1e6} | sizes)
+    )
 
 
 def llama(**sizes: Any) -> Any:
-    return LlamaForCausalLM(LlamaConfig(**SIZES | sizes))
+    return transformers.LlamaForCausalLM(transformers.LlamaConfig(**SIZES | sizes))
 
 
 def chameleon(**sizes: Any) -> Any:
     words = {"<image>": 4, **{f"IMGIMG{letter}Z": 5 + i for i, letter in enumerate("ABCD")}}
-    config = ChameleonConfig(**SIZES | sizes, vocabulary_map=words, vq_config=CHAMELEON_VISION)
-    return ChameleonForConditionalGeneration(config)
+    config = transformers.ChameleonConfig(**SIZES | sizes, vocabulary_map=words, vq_config=CHAMELEON_VISION)
+    return transformers.ChameleonForConditionalGeneration(config)
 
 
 MODELS = {
@@ -103,7 +95,8 @@ def drawn(model: Any, seed: int = 0) -> Any:
         for name, value in model.named_parameters():
             noise = torch.randn(value.shape, generator=generator)
             if value.ndim >= 2 and "q_norm" not in name and "k_norm" not in name:
-                width = value[0].numel() if "embed_tokens" not in name else 1
+                tied = getattr(model.config, "tie_word_embeddings", False)
+                width = value[0].numel() if tied or "embed_tokens" not in name else 1
                 value.copy_(noise * width**-0.5)
             else:
                 value.copy_(noise * 0.3 + (0.0 if "bias" in name else 1.0))
@@ -128,7 +121,7 @@ def emu3_5(folder: Path, dtype: Any = torch.float32) -> Path:
     config = {
         "architectures": ["Emu3ForCausalLM"],
         "model_type": "Emu3",
-        **{k: v for k, v in SIZES.items()},
+        **SIZES,
         "head_dim": 24,
         "rms_norm_eps": 1e-6,
         "rope_theta": 1e6,

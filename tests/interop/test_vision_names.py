@@ -91,7 +91,10 @@ def test_the_original_names_differ_where_the_papers_code_does() -> None:
     [
         (MoVQ.Config(), movq_entries(MoVQ.Config())),
         (MoVQ.Config(), movq_entries(MoVQ.Config(), prefix="vqmodel.", original=True)),
-        (MoVQ.Config(temporal=1, blocks=1, attention=()), movq_entries(MoVQ.Config(temporal=1, blocks=1, attention=()))),
+        (
+            MoVQ.Config(temporal=1, blocks=1, attention=()),
+            movq_entries(MoVQ.Config(temporal=1, blocks=1, attention=())),
+        ),
         (IBQ.Config(), ibq_entries(IBQ.Config())),
     ],
     ids=["movq", "movq, original", "movq without time", "ibq"],
