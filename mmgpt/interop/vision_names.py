@@ -15,15 +15,6 @@ Names = Callable[[str], str]
 """A tensor's name in the papers' code -> its name in a checkpoint."""
 
 
-def entries(c: MoVQ.Config | IBQ.Config, *, prefix: str = "", original: bool = False) -> list[Entry]:
-    """Every tensor of a vision tokenizer; see below."""
-    return (
-        ibq_entries(c, prefix=prefix)
-        if isinstance(c, IBQ.Config)
-        else movq_entries(c, prefix=prefix, original=original)
-    )
-
-
 def movq_entries(c: MoVQ.Config, *, prefix: str = "", original: bool = False) -> list[Entry]:
     """Every tensor of an Emu3 vision tokenizer: as transformers calls it, or as the `original` code does.
 

@@ -157,23 +157,19 @@ class MoVQ(nnx.Module):
     def latents(self, pixels_BHWC: jax.Array, train: bool = False) -> jax.Array:
         """Latents before quantisation `[B, h, w, latent]` of pixels `[B, H, W, 3]` in -1..1, float32.
 
-        In training the batch norms take the batch's statistics, and `statistics()` then returns the new running ones.
+        In training the batch norms take the batch's statistics and move the running ones, `Variable`s of the module.
         """
         features = self.features(pixels_BHWC)
         return self.latents_of(_still(features, self.config.temporal), train)[:, 0]
 
-    def quantized(self, z_ND: jax.Array, commitment: float) -> Quantized:
-        """What training makes of latents `[N, latent]`: the nearest code."""
-        return vector_quantize(z_ND, use(self.codebook), commitment)
+    def quantized(self, z_BHWD: jax.Array, commitment: float) -> Quantized:
+        """What training makes of latents `[B, h, w, latent]`: the nearest code."""
+        return vector_quantize(z_BHWD, use(self.codebook), commitment)
 
     def pixels(self, vectors_BHWC: jax.Array, train: bool = False) -> jax.Array:
         """Pixels `[B, H, W, 3]` of quantised latents `[B, h, w, latent]`: the first of the frames they stand for."""
         hidden, steering = self.frames_of(vectors_BHWC[:, None], train)
         return self.draw(hidden[:, 0], steering[:, 0])
-
-    def statistics(self) -> dict[str, Any]:
-        """The running statistics as the module has them now: the run's new `variables` after a training pass."""
-        return nnx.to_pure_dict(nnx.state(self, Variable))
 
     def encode(self, pixels_BHWC: jax.Array) -> jax.Array:
         """Codes `[B, h, w, 1] int32` of pixels `[B, H, W, 3]` in -1..1."""

@@ -44,7 +44,7 @@ class Conv(nnx.Module):
         self.side = side
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        around = (self.side // 2,) * 2
+        around = self.side // 2, self.side // 2
         return _convolved(x_BHWC, self.kernel, self.bias, (1, 1), (around, around))
 
 
@@ -92,7 +92,7 @@ class CausalConv(nnx.Module):
         self.stride, self.side = stride, side
 
     def __call__(self, x_BTHWC: jax.Array) -> jax.Array:
-        around = (self.side // 2,) * 2
+        around = self.side // 2, self.side // 2
         return _convolved(x_BTHWC, self.kernel, self.bias, (self.stride, 1, 1), ((2, 0), around, around))
 
 
@@ -141,7 +141,7 @@ class SpatialNorm(nnx.Module):
         self.shift = Conv(rngs, latent, channels, side=1)
 
     def __call__(self, x_BHWC: jax.Array, latent_BhwC: jax.Array) -> jax.Array:
-        size = x_BHWC.shape[1:3]
+        size = x_BHWC.shape[1], x_BHWC.shape[2]
         # At the latents' size, then repeated: the same numbers as the other way round, for a fraction of the work.
         return self.norm(x_BHWC) * repeated(self.gain(latent_BhwC), size) + repeated(self.shift(latent_BhwC), size)
 

@@ -9,7 +9,7 @@ from flax import nnx
 
 from mmgpt.dist import axes as rules
 from mmgpt.dist.mesh import Mesh
-from mmgpt.nn.param import Variable
+from mmgpt.nn.param import Keys, Variable
 from mmgpt.train.optimizer import Optimizer
 
 State = dict[str, Any]
@@ -32,7 +32,7 @@ class Structure:
         self._graph, self._params, self._variables = nnx.split(module, nnx.Param, Variable)
 
     def _make(self) -> nnx.Module:
-        return self._build(nnx.Rngs(params=jax.random.key(self._seed)))
+        return self._build(Keys(jax.random.key(self._seed)))
 
     def _name_what_does_not_fit(self) -> None:
         """Raises ShardingError with the path of the first array that the mesh cannot hold; one device holds all."""
