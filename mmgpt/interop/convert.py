@@ -147,9 +147,13 @@ def _format(name: str, notes: Notes | None, dtype: str | None) -> str:
 
 
 def _described(run: Run, opened: Opened, notes: Notes | None, memory: Path, family: str | None) -> Described:
-    """What the config.json is to say: of where the run came from, with the model as it is now."""
+    """What the config.json is to say: of where the run came from, with the model as it is now.
+
+    With another `family` than there, `notes` is None: what was remembered then tells ids, rows and context alone.
+    """
     model = run.model
-    before = None if notes is None else hf_config.read(memory / "config.json", notes.dtypes)
+    from_there = _notes(memory)
+    before = None if from_there is None else hf_config.read(memory / "config.json", from_there.dtypes)
     if isinstance(model, MoVQ.Config):
         return Described(vision=_as_before(model, None if before is None else before.vision))
     if not isinstance(model, Decoder.Config):
@@ -157,16 +161,22 @@ def _described(run: Run, opened: Opened, notes: Notes | None, memory: Path, fami
             f"{type(model).__qualname__} is no model that Hugging Face folders hold; decoders and MoVQ are."
         )
     if before is not None:
-        return dataclasses.replace(before, model=_as_before(model, before.model))
+        whole = before.vision if notes is not None else None
+        kind = before.family if family is None else family
+        return dataclasses.replace(before, model=_as_before(model, before.model), family=_known(kind), vision=whole)
     grammar = opened.built.grammar
     if grammar is not None:
         model = model.fit(grammar.vocabulary)
-    kind = family or _family(model, visual=grammar is not None)
-    if kind not in hf_config.FAMILIES:
-        raise ConfigError(f"--to {kind}: no such family; there is {', '.join(hf_config.FAMILIES)}.")
+    kind = _known(family or _family(model, visual=grammar is not None))
     rows, ids = (model.vocab, {}) if grammar is None else (grammar.vocabulary.used, dict(grammar.vocabulary.controls))
     context = vars(run.data).get("row_length", 2048)
     return Described(family=kind, model=model, rows=rows, context=context, ids=ids)
+
+
+def _known(family: str) -> str:
+    if family not in hf_config.FAMILIES:
+        raise ConfigError(f"--to {family}: no such family; there is {', '.join(hf_config.FAMILIES)}.")
+    return family
 
 
 def _family(model: Decoder.Config, visual: bool) -> str:
