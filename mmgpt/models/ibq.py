@@ -89,9 +89,9 @@ class IBQ(nnx.Module):
         hidden = self.encoder(pixels_BHWC.astype(self.config.dtype))
         return self._directed(self.quantise(hidden).astype(jnp.float32))
 
-    def quantized(self, z_ND: jax.Array, commitment: float) -> Quantized:
-        """What training makes of latents `[N, dim]`: the code of the largest dot product, with a gradient for all."""
-        return index_backpropagation(z_ND, self.vectors_of_codes(), commitment)
+    def quantized(self, z_BHWD: jax.Array, commitment: float) -> Quantized:
+        """What training makes of latents `[B, h, w, dim]`: the code of the largest dot product, with a gradient for all."""
+        return index_backpropagation(z_BHWD, self.vectors_of_codes(), commitment)
 
     def pixels(self, vectors_BHWC: jax.Array, train: bool = False) -> jax.Array:
         """Pixels `[B, H, W, 3]` of quantised latents `[B, h, w, dim]`."""

@@ -1,10 +1,83 @@
-"""Vector quantisation with a codebook that follows its vectors by moving averages (arXiv 1711.00937, appendix A)."""
+"""Vector quantisation: vectors to codes of a codebook, and what trains both.
+
+A codebook follows its vectors by moving averages (arXiv 1711.00937, appendix A: `Quantizer`), or by gradients: by
+those of the chosen codes (`vector_quantize`), or of all codes at once (`index_backpropagation`, arXiv 2412.02692).
+"""
+
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from mmgpt.nn.param import Variable, act, normal, param, take, zeros
+
+
+class Quantized(NamedTuple):
+    """`vectors [B, H, W, D]` are those of the codes, with a gradient; `code [B, H, W]` int32.
+
+    `loss [B, H, W]` binds vectors and codes. `scores [B, H, W, V]` say how well each code fits; the highest is chosen.
+    """
+
+    vectors: jax.Array
+    code: jax.Array
+    loss: jax.Array
+    scores: jax.Array
+
+
+def vector_quantize(z_BHWD: jax.Array, codebook_VD: jax.Array, commitment: float = 0.25) -> Quantized:
+    """The nearest code of each place (arXiv 1711.00937): its latents get the gradient of the code, straight through.
+
+    The loss moves codes to their latents and, `commitment` times as much, latents to their codes.
+    """
+    fixed = jax.lax.stop_gradient
+    off = jnp.sum(jnp.square(z_BHWD), axis=-1, keepdims=True)
+    scores = 2.0 * _products(z_BHWD, codebook_VD) - jnp.sum(jnp.square(codebook_VD), axis=1)[None, None, None] - off
+    code, hard = _chosen(scores, codebook_VD)
+    loss = _mean_square(hard - fixed(z_BHWD)) + commitment * _mean_square(fixed(hard) - z_BHWD)
+    return Quantized(fixed(hard) + (z_BHWD - fixed(z_BHWD)), code, loss, scores)
+
+
+def index_backpropagation(z_BHWD: jax.Array, codebook_VD: jax.Array, commitment: float = 0.25) -> Quantized:
+    """The code with the largest dot product; its one-hot is that of a softmax over all codes, straight through.
+
+    So a gradient reaches every code and not only the chosen one (arXiv 2412.02692, equations 4 to 6).
+    """
+    fixed = jax.lax.stop_gradient
+    scores = _products(z_BHWD, codebook_VD)
+    code, hard = _chosen(scores, codebook_VD)
+    share = jax.nn.softmax(scores, axis=-1)
+    # hard = onehot @ codebook, but exact in any matmul precision; the second summand is zero and has the gradient.
+    vectors = hard + jnp.matmul(share - fixed(share), codebook_VD)
+    bound = _mean_square(fixed(hard) - z_BHWD) + commitment * _mean_square(hard - fixed(z_BHWD))
+    return Quantized(vectors, code, _mean_square(vectors - z_BHWD) + bound, scores)
+
+
+def entropies(scores_BHWV: jax.Array, weight_BHW: jax.Array, temperature: float) -> tuple[jax.Array, jax.Array]:
+    """Entropy of each place's softmax over the codes, `[B, H, W]`, and of their mean over all places, in nats.
+
+    The first is small where a code fits far better than others, the second large where all codes are used.
+    Places of weight 0 do not count.
+    """
+    log_BHWV = jax.nn.log_softmax(scores_BHWV / temperature, axis=-1)
+    share_BHWV = jnp.exp(log_BHWV)
+    each_BHW = -jnp.sum(share_BHWV * log_BHWV, axis=-1)
+    mean_V = jnp.sum(share_BHWV * weight_BHW[..., None], axis=(0, 1, 2)) / jnp.maximum(jnp.sum(weight_BHW), 1e-9)
+    return each_BHW, -jnp.sum(mean_V * jnp.log(jnp.maximum(mean_V, 1e-12)))
+
+
+def _products(z_BHWD: jax.Array, codebook_VD: jax.Array) -> jax.Array:
+    return jnp.matmul(z_BHWD, codebook_VD.T, precision="highest")
+
+
+def _chosen(scores_BHWV: jax.Array, codebook_VD: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The code of the highest score, and its vector."""
+    code = jnp.argmax(scores_BHWV, axis=-1).astype(jnp.int32)
+    return code, take(codebook_VD, code, "batch height width channels")
+
+
+def _mean_square(x: jax.Array) -> jax.Array:
+    return jnp.mean(jnp.square(x), axis=-1)
 
 
 class Quantizer(nnx.Module):

@@ -5,8 +5,7 @@ import jax.numpy as jnp
 
 from mmgpt.core.stream import Batch
 from mmgpt.models.gain_shape_vq import GainShapeVQ
-from mmgpt.nn.param import act
-from mmgpt.objectives.objective import Loss, ObjectiveConfig
+from mmgpt.objectives.objective import Loss, ObjectiveConfig, counted
 
 
 class Autoencode:
@@ -38,16 +37,11 @@ class Autoencode:
         psnr = 10.0 * jnp.log10(4.0 * jnp.maximum(count, 1.0) / jnp.maximum(error, 1e-12))
         painted = (codes[..., 1] > 0) * weight_B[:, None, None]
         metrics = {"psnr": (psnr, any_seen), "painted": (jnp.sum(painted), seen)}
-        for number, (name, size) in enumerate(zip(("colour", "mask"), model.config.codebooks[:2], strict=True)):
-            metrics[f"perplexity/{name}"] = (_perplexity(codes[..., number], painted, size), any_seen)
+        counts = {
+            name: counted(codes[..., number], painted, size)
+            for number, (name, size) in enumerate(zip(("colour", "mask"), model.config.codebooks[:2], strict=True))
+        }
         terms = {"reconstruction": (error, count)}
         if key is None:
-            return Loss(terms, metrics)
-        return Loss(terms, metrics, model.follow(key, stream.feats, codes, weight_B, self.decay))
-
-
-def _perplexity(code_BHW: jax.Array, weight_BHW: jax.Array, codes: int) -> jax.Array:
-    """exp of the entropy of the codes in use: how many of them carry the batch."""
-    code, weight = act(code_BHW, "codes height width"), act(weight_BHW, "codes height width")
-    share = jnp.zeros((codes,), jnp.float32).at[code].add(weight / jnp.maximum(jnp.sum(weight), 1.0))
-    return jnp.exp(-jnp.sum(jnp.where(share > 0, share * jnp.log(jnp.maximum(share, 1e-12)), 0.0)))
+            return Loss(terms, metrics, counts=counts)
+        return Loss(terms, metrics, model.follow(key, stream.feats, codes, weight_B, self.decay), counts)

@@ -16,11 +16,13 @@ from mmgpt.core.stream import Batch
 from mmgpt.data.loader import Rows
 from mmgpt.dist import axes as rules
 from mmgpt.dist import hosts
+from mmgpt.objectives.objective import Loss
 from mmgpt.train import state as states
 from mmgpt.train.checkpoint import CheckpointError, Checkpoints
-from mmgpt.train.run import Built, Opened, Run, alone, build, build_rows, claim
+from mmgpt.train.run import Built, Opened, Run, alone, build, build_rows, claim, without_training_parts
 from mmgpt.train.speed import Meter, matmul_peak
 from mmgpt.train.step import make_evaluation, make_step, place
+from mmgpt.train.weights import are_alone, begin, restore_weights
 
 Hook = Callable[[Opened, Metrics], None]
 """Called after each evaluation with the model as it is: draws samples, scores tasks."""
@@ -62,6 +64,10 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None) -> Outcome:
 def _start(built: Built, checkpoints: Checkpoints, rows: Rows, run_dir: Path) -> tuple[states.State, int]:
     """The state to go on from and the steps done: the newest complete checkpoint's, or a fresh one."""
     ema = built.run.ema is not None
+    if are_alone(checkpoints):
+        console.print(f"{run_dir}: beginning with the weights that are there", highlight=False)
+        weights = restore_weights(checkpoints, without_training_parts(built).structure)
+        return begin(built.structure, built.optimizer, ema, *weights), 0
     restored = checkpoints.restore(states.abstract(built.structure, built.optimizer, ema))
     if restored is None:
         return jax.jit(lambda: states.initial(built.structure, built.optimizer, ema))(), 0
@@ -146,15 +152,13 @@ def _part(batch: Batch, share: tuple[int, int]) -> Batch:
 
 
 def evaluate(evaluation: Callable[..., Any], opened: Opened, held_out: dict[str, list[Batch]]) -> dict[str, float]:
-    """Held-out means by source, `source/metric`: sums and weights are added up over the batches first."""
+    """Held-out means by source, `source/metric`: sums, weights and counts are added up over the batches first."""
     values: dict[str, float] = {}
     for source, batches in held_out.items():
-        totals: dict[str, tuple[float, float]] = {}
-        for batch in batches:
-            for name, (total, weight) in evaluation(opened.params, opened.variables, batch).items():
-                before = totals.get(name, (0.0, 0.0))
-                totals[name] = (before[0] + float(total), before[1] + float(weight))
-        values |= {f"{source}/{name}": total / weight for name, (total, weight) in totals.items() if weight > 0}
+        losses = [evaluation(opened.params, opened.variables, batch) for batch in batches]
+        whole: Loss = jax.tree.map(lambda *parts: sum(np.asarray(part, np.float64) for part in parts), *losses)
+        pairs = {name: (float(total), float(weight)) for name, (total, weight) in whole.figures().items()}
+        values |= {f"{source}/{name}": total / weight for name, (total, weight) in pairs.items() if weight > 0}
     return values
 
 

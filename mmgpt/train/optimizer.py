@@ -1,5 +1,6 @@
 """The optimizer: AdamW or Muon under a schedule, from optax, with its state as a plain dict of named arrays."""
 
+from collections.abc import Hashable
 from typing import Any, Literal
 
 import jax
@@ -29,24 +30,28 @@ class Optimizer:
         clip: float = 1.0
 
         def build(self, steps: int) -> "Optimizer":
+            return Optimizer(self, steps)
+
+        def transform(self, steps: int) -> optax.GradientTransformation:
+            """Gradients to steps. ConfigError where the run of `steps` is too short for it."""
             if self.warmup >= steps:
                 raise config.ConfigError(
                     f"optimizer.warmup {self.warmup} is not shorter than the run of {steps} steps; lower it."
                 )
-            return Optimizer(self, steps)
+            return optax.chain(
+                optax.clip_by_global_norm(self.clip),
+                self.direction(),
+                optax.add_decayed_weights(self.weight_decay, mask=_decayed),
+                optax.scale_by_learning_rate(_schedule(self, steps)),
+            )
 
         def direction(self) -> optax.GradientTransformation:
             """Gradients to the direction of a step, before weight decay and learning rate."""
             return optax.scale_by_adam(self.b1, self.b2, self.epsilon)
 
     def __init__(self, c: "Optimizer.Config", steps: int):
+        self._transform = c.transform(steps)
         self.schedule = _schedule(c, steps)
-        self._transform = optax.chain(
-            optax.clip_by_global_norm(c.clip),
-            c.direction(),
-            optax.add_decayed_weights(c.weight_decay, mask=_decayed),
-            optax.scale_by_learning_rate(self.schedule),
-        )
 
     def init(self, params: Any) -> dict[str, jax.Array]:
         """Named state arrays, laid out like the parameters they belong to."""
@@ -87,6 +92,45 @@ class Muon(Optimizer.Config):
             return "rest" if _matrix(path, leaf) is None else "matrix"
 
         return optax.partition({"matrix": matrices, "rest": rest}, lambda params: jax.tree.map_with_path(label, params))
+
+
+class Group(config.Config):
+    """The parameters below `path` (as in "discriminator") and their optimizer; None freezes them, without moments."""
+
+    path: str
+    optimizer: Optimizer.Config | None = None
+
+
+class Grouped(Optimizer.Config):
+    """Groups of parameters with an optimizer and a clipped norm each; the other fields are of all that is in none."""
+
+    groups: tuple[Group, ...]
+
+    def transform(self, steps: int) -> optax.GradientTransformation:
+        transforms: dict[Hashable, optax.GradientTransformation] = {_REST: super().transform(steps)}
+        for group in self.groups:
+            of_group = group.optimizer
+            transforms[group.path] = optax.set_to_zero() if of_group is None else of_group.transform(steps)
+
+        def label(path: Any, _: jax.Array) -> str:
+            name = jax.tree_util.keystr(path, simple=True, separator="/")
+            return next((g.path for g in self.groups if f"{name}/".startswith(f"{g.path}/")), _REST)
+
+        def labels(params: Any) -> Any:
+            found = jax.tree.map_with_path(label, params)
+            missing = {g.path for g in self.groups} - set(jax.tree.leaves(found))
+            if missing:
+                raise config.ConfigError(
+                    f"optimizer.groups: no parameter lies below {', '.join(sorted(missing))}; the model has "
+                    f"{', '.join(sorted(map(str, params)))}."
+                )
+            return found
+
+        return optax.partition(transforms, labels)
+
+
+_REST = "rest"
+"""Names the state of what no group holds."""
 
 
 def _by_layer(transform: optax.GradientTransformation) -> optax.GradientTransformation:

@@ -27,17 +27,24 @@ from mmgpt.train import state as states
 from mmgpt.train.checkpoint import Checkpoints
 from mmgpt.train.optimizer import Optimizer
 from mmgpt.train.state import Structure
+from mmgpt.train.weights import are_alone, restore_weights
 
 
 class Tokens(config.Config):
-    """What turns documents into ids: a grammar, the text tokenizer's file, the image tokenizer's run folder."""
+    """What turns documents into ids: a grammar, the text tokenizer's file or folder, the image tokenizer's folder.
+
+    Where the sizes of the `codebooks` are given, the image tokenizer need not be there to lay documents out.
+    """
 
     grammar: GrammarConfig = Emu3.Config()
     text: str = ""
     vision: str = ""
+    codebooks: tuple[int, ...] = ()
 
     def build(self) -> Grammar:
-        """The grammar; TextError or ConfigError when a tokenizer is missing."""
+        """The grammar; TextError, GrammarError or ConfigError when a tokenizer is missing or of another model."""
+        if self.codebooks:
+            return self.grammar.build(TextTokenizer.load(Path(self.text)), self.codebooks)
         vision = load_run(Path(self.vision)).model
         if not isinstance(vision, VisionConfig):
             raise ConfigError(f"tokens.vision={self.vision}: that run trains no image tokenizer; name one that does.")
@@ -139,7 +146,7 @@ def build(run: Run) -> Built:
         model, objective = model.fit(grammar.vocabulary), objective.fit(grammar.vocabulary)
     mesh = run.mesh.build()
     with jax.set_mesh(mesh):
-        structure = Structure(model.build, run.seed)
+        structure = Structure(objective.trained(model), run.seed)
     return Built(run, mesh, grammar, structure, objective.build(), run.optimizer.build(run.steps))
 
 
@@ -163,7 +170,8 @@ def build_rows(built: Built, run_dir: Path | None) -> Rows:
 def _begun(run_dir: Path) -> bool:
     """Whether a step was taken there; a run that failed before may be tried again with another config."""
     told = run_dir / "metrics.jsonl"
-    return (told.exists() and told.stat().st_size > 0) or any((run_dir / "checkpoints").glob("*"))
+    steps = (p.name for p in (run_dir / "checkpoints").glob("*"))
+    return (told.exists() and told.stat().st_size > 0) or any(step != "0" for step in steps)  # 0 is before the first
 
 
 @contextlib.contextmanager
@@ -234,14 +242,40 @@ def open_run(run_dir: Path, step: int | None = None) -> Opened:
     run = load_run(run_dir)
     run = run.replace(mesh=Mesh.Config(cpu_devices=run.mesh.cpu_devices))
     built = build(run)
-    with jax.set_mesh(built.mesh):
-        whole = states.abstract(built.structure, built.optimizer, run.ema is not None)
-        weights = "ema" if run.ema is not None else "params"
-        only = ("variables", weights) if jax.tree.leaves(whole["variables"]) else (weights,)
-        with run.checkpoint.build(run_dir / "checkpoints", read_only=True) as checkpoints:
-            restored = checkpoints.restore(whole, step, only=only)
-    if restored is None:
+    alone = without_training_parts(built)
+    with jax.set_mesh(built.mesh), run.checkpoint.build(run_dir / "checkpoints", read_only=True) as checkpoints:
+        if are_alone(checkpoints, step):
+            opened = Opened(alone, 0, *restore_weights(checkpoints, alone.structure, step))
+        else:
+            opened = _trained(checkpoints, built, alone, step)
+    if opened is None:
         raise ConfigError(f"{run_dir} has no complete checkpoint; train it first with `mmgpt train {run_dir}`.")
-    variables = restored.state["variables"] if "variables" in only else whole["variables"]
-    console.print(f"opened {run_dir} at step {restored.step}", highlight=False)
-    return Opened(built, restored.step, restored.state[weights], variables)
+    console.print(f"opened {run_dir} at step {opened.step}", highlight=False)
+    return opened
+
+
+def _trained(checkpoints: Checkpoints, built: Built, alone: Built, step: int | None) -> Opened | None:
+    """What a training run saved, of it the model's own arrays; None where it saved nothing yet."""
+    ema = built.run.ema is not None
+    whole = states.abstract(built.structure, built.optimizer, ema)
+    weights = "ema" if ema else "params"
+    only = ("variables", weights) if jax.tree.leaves(whole["variables"]) else (weights,)
+    restored = checkpoints.restore(whole, step, only=only)
+    if restored is None:
+        return None
+    params, variables = alone.structure.abstract()
+    found = whole | restored.state
+    return Opened(alone, restored.step, _within(params, found[weights]), _within(variables, found["variables"]))
+
+
+def without_training_parts(built: Built) -> Built:
+    """The same with the model's own structure, without the parts that only training needs."""
+    run, grammar = built.run, built.grammar
+    model = run.model if grammar is None else run.model.fit(grammar.vocabulary)
+    with jax.set_mesh(built.mesh):
+        return dataclasses.replace(built, structure=Structure(model.build, run.seed))
+
+
+def _within(wanted: Any, found: Any) -> Any:
+    """Those of the found arrays whose names are wanted."""
+    return {name: _within(part, found[name]) for name, part in wanted.items()} if isinstance(wanted, dict) else found

@@ -68,7 +68,7 @@ def make_step(
         finite = jnp.isfinite(norm) & jnp.isfinite(value)
         kept = jax.tree.map(lambda now, old: jnp.where(finite, now, old), new, {k: state[k] for k in new})
         kept["step"] = state["step"] + 1
-        metrics = {name: mean(pair) for name, pair in {**loss.terms, **loss.metrics}.items()}
+        metrics = {name: mean(pair) for name, pair in loss.figures().items()}
         metrics |= {
             "loss": value,
             "gradient_norm": norm,
@@ -80,12 +80,11 @@ def make_step(
     return jax.jit(step, donate_argnums=0)
 
 
-def make_evaluation(structure: Structure, objective: Objective) -> Callable[[Any, Any, Batch], dict[str, Any]]:
-    """`evaluate(params, variables, batch) -> {name: (sum, weight)}`, jitted; sums add up over batches."""
+def make_evaluation(structure: Structure, objective: Objective) -> Callable[[Any, Any, Batch], Loss]:
+    """`evaluate(params, variables, batch) -> Loss`, jitted; its sums, weights and counts add up over batches."""
 
-    def evaluate(params: Any, variables: Any, batch: Batch) -> dict[str, Any]:
+    def evaluate(params: Any, variables: Any, batch: Batch) -> Loss:
         corrupted = objective.corrupt(jax.random.key(0), batch)
-        loss = objective.loss(structure.merge(params, variables), corrupted, None)
-        return {**loss.terms, **loss.metrics}
+        return objective.loss(structure.merge(params, variables), corrupted, None)
 
     return jax.jit(evaluate)

@@ -161,13 +161,13 @@ def test_rows_without_a_picture_do_not_count() -> None:
     more = Batch(
         streams={"pixels": dataclasses.replace(stream, feats=feats, weight=weight)}, visibility={}, row_id=np.arange(8)
     )
-    alone, beside = (evaluate(params, variables, place(batch)) for batch in (full, more))
+    alone, beside = (evaluate(params, variables, place(batch)).figures() for batch in (full, more))
     assert alone.keys() == beside.keys()
     for name in alone:
         assert float(mean(alone[name])) == pytest.approx(float(mean(beside[name])), rel=1e-5), name
     empty = dataclasses.replace(stream, weight=np.zeros_like(stream.weight))
     nothing = evaluate(params, variables, place(dataclasses.replace(full, streams={"pixels": empty})))
-    assert all(float(mean(pair)) == 0.0 for pair in nothing.values())
+    assert all(float(mean(pair)) == 0.0 for pair in nothing.figures().values())
 
 
 def test_rows_without_a_picture_leave_the_codebooks_alone(trained) -> None:

@@ -100,7 +100,7 @@ def test_values_that_are_told(made) -> None:
 def test_evaluation_drops_nothing_and_adds_up(made) -> None:
     state = fresh(made)
     evaluate = make_evaluation(made[0], made[3])
-    first, second = (evaluate(state["params"], {}, rows(1))["next_token"] for _ in range(2))
+    first, second = (evaluate(state["params"], {}, rows(1)).terms["next_token"] for _ in range(2))
     assert float(first[0]) == float(second[0])
     assert float(first[1]) == pytest.approx(float(np.sum(tiny.batch(4, 64, 1).streams["tokens"].weight)))
 
