@@ -1,4 +1,4 @@
-"""Text tasks of lm-eval: a task that it knows by name, or one of a folder of yaml files. `--shots` are examples."""
+"""Text tasks of lm-eval: one that it knows by name, or one of a folder of yaml files alone. `--shots` are examples."""
 
 import difflib
 from pathlib import Path
@@ -31,7 +31,9 @@ def _manager(folder: Path | None) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError as e:
         raise TaskError(f"lm_eval tasks need lm-eval ({e}): pip install 'mmgpt[eval]'.") from e
-    return TaskManager(include_path=None if folder is None else str(folder))
+    if folder is None:
+        return TaskManager()
+    return TaskManager(include_path=str(folder), include_defaults=False)  # reading its own thousands takes seconds
 
 
 def _run(task: str, manager: Any, options: Options, subject: Subject) -> Outcome:
