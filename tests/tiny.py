@@ -80,14 +80,14 @@ def batch(rows: int, length: int, seed: int = 0, codebooks: tuple[int, ...] = BO
 
 
 def drawn(abstract: Any, seed: int = 0) -> Any:
-    """Arrays of a state's shapes, laid out as it says: gains of one, the rest small and random.
+    """Arrays of a state's shapes, laid out as it says: gains and variances of one, the rest small and random.
 
     By numpy, since compiling the real initialisers costs ten times what the tests of a tiny model do.
     """
     rng = np.random.default_rng(seed)
 
     def draw(path: Any, leaf: jax.ShapeDtypeStruct) -> jax.Array:
-        gain = path[-1].key == "scale"
+        gain = path[-1].key in ("scale", "variance")
         value = np.ones(leaf.shape) if gain else 0.2 * rng.standard_normal(leaf.shape)
         return jax.device_put(value.astype(leaf.dtype), jax.NamedSharding(jax.sharding.get_mesh(), leaf.sharding.spec))
 

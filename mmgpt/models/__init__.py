@@ -43,6 +43,11 @@ class VisionConfig(ModelConfig):
         return 1
 
     @property
+    def past(self) -> int:
+        """How many codes before its own a frame can depend on, and a code on the frames of."""
+        return 0
+
+    @property
     @abc.abstractmethod
     def codebooks(self) -> tuple[int, ...]:
         """Sizes of the codebooks in the order in which a place lists its codes."""

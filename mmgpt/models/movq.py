@@ -17,7 +17,7 @@ from mmgpt.core.stream import Batch
 from mmgpt.models import VisionConfig
 from mmgpt.nn.codes import nearest_code
 from mmgpt.nn.conv import BatchNorm, CausalConv, silu
-from mmgpt.nn.param import Variable, param, take, use
+from mmgpt.nn.param import param, take, use
 from mmgpt.nn.pyramid import Decoder, Encoder, Pyramid
 from mmgpt.nn.quantize import Quantized, vector_quantize
 
@@ -84,10 +84,7 @@ class MoVQ(nnx.Module):
 
         @property
         def past(self) -> int:
-            """Codes before a place that the stacks over time look back at, at most.
-
-            Two for each 3-D convolution at the codes' rate; those at higher rates reach back less than two in all.
-            """
+            """Two for each 3-D convolution at the codes' rate, and less than two for those at higher rates."""
             return 2 + 4 * self.blocks + (2 if self.halvings else 0)
 
         def step_flops(self, batch: Batch) -> float:

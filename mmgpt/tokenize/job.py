@@ -50,12 +50,18 @@ class TextTokenizer(Protocol):
 
 
 class ImageTokenizer(Protocol):
-    """Pictures to code grids and back. `codebooks`: the sizes of the C codebooks; `patch`: pixels a side of a place."""
+    """Pictures and clips to code grids and back.
+
+    `codebooks`: the sizes of the C codebooks; `patch`: pixels a side of a place; `temporal`: frames of a clip that
+    share its codes.
+    """
 
     @property
     def codebooks(self) -> tuple[int, ...]: ...
     @property
     def patch(self) -> int: ...
+    @property
+    def temporal(self) -> int: ...
 
     def encode(self, images: np.ndarray, /) -> np.ndarray:
         """uint8 [B, H, W, 3] to int32 [B, H / patch, W / patch, C]."""
@@ -63,6 +69,10 @@ class ImageTokenizer(Protocol):
 
     def decode(self, codes: np.ndarray, /) -> np.ndarray:
         """int32 [B, h, w, C] to uint8 [B, h * patch, w * patch, 3]."""
+        ...
+
+    def encode_clip(self, frames: np.ndarray, /) -> np.ndarray:
+        """uint8 [T, H, W, 3] to int32 [t, H / patch, W / patch, C], t = T / temporal rounded up."""
         ...
 
 
@@ -108,6 +118,7 @@ class _Work:
             "text_probe": hashlib.sha256(np.asarray(self.text.encode(_PROBE), np.int32).tobytes()).hexdigest(),
             "codebooks": list(self.image.codebooks),
             "patch": self.image.patch,
+            "temporal": self.image.temporal,
             "image_probe": hashlib.sha256(codes.tobytes()).hexdigest(),
             "source": [shard["sha256"] for shard in dataset.manifest["shards"]],
         }
@@ -155,14 +166,26 @@ class _Work:
         segments = [list(document.segments) for document, _ in window]
         for places in by_size.values():
             media = [window[number][1][i] for number, i in places]
-            grids = np.split(
-                self._codes(np.concatenate([medium.frames for medium in media])),
-                np.cumsum([len(medium.frames) for medium in media])[:-1],
-            )
+            grids = self._grids(media)
             for (number, i), medium, codes in zip(places, media, grids, strict=True):
                 segments[number][i] = _tokenised(segments[number][i], medium, codes)
         for (document, _), found in zip(window, segments, strict=True):
             yield dataclasses.replace(document, segments=tuple(map(self._text, found)))
+
+    def _grids(self, media: list[_Medium]) -> list[np.ndarray]:
+        """The codes of media of one size: clips alone where frames share codes, all else frame by frame together."""
+        grids = [np.empty(0, np.int32)] * len(media)
+        clips = [i for i, medium in enumerate(media) if medium.fps is not None and self.image.temporal > 1]
+        for i in clips:
+            grids[i] = np.asarray(self.image.encode_clip(media[i].frames), np.int32)
+        rest = [i for i in range(len(media)) if i not in clips]
+        if rest:
+            codes = self._codes(np.concatenate([media[i].frames for i in rest]))
+            for i, part in zip(
+                rest, np.split(codes, np.cumsum([len(media[i].frames) for i in rest])[:-1]), strict=True
+            ):
+                grids[i] = part
+        return grids
 
     def _codes(self, frames: np.ndarray) -> np.ndarray:
         """Code grids int32 [N, h, w, C] of pictures of one size, always by full batches: one compiled shape."""
@@ -196,8 +219,10 @@ def tokenize_dataset(
     """Tokenises the raw dataset at `source` into `out`; run again after a stop, it goes on where it was.
 
     Media keep their aspect at no more than `area` pixels a frame; clips are read at `fps`; `batch` pictures are
-    encoded at once. With `share` (i, n) this process does every n-th shard, and whichever ends last writes the
-    manifest. What fails goes to rejects.jsonl. Raises DatasetError, and JobError if `out` was made otherwise.
+    encoded at once. Where `temporal` frames share codes, a clip's last group is filled up with its last frame, so that
+    nothing is lost; `fps` in the output stays the rate of frames. With `share` (i, n) this process does every n-th
+    shard, and whichever ends last writes the manifest. What fails goes to rejects.jsonl. Raises DatasetError, and
+    JobError if `out` was made otherwise.
     """
     if area < image.patch**2:
         raise JobError(f"area {area} holds no patch of {image.patch}x{image.patch} pixels; raise the area.")

@@ -1,4 +1,4 @@
-"""IBQ's coder is VQGAN's: transformers' Janus tokenizer has the same one and is the reference; codes are dot products."""
+"""The coder of IBQ is VQGAN's, which transformers' Janus tokenizer has too; its codes are by dot products."""
 
 import os
 from typing import Any

@@ -33,7 +33,8 @@ class Means:
     codebooks = (256, 256)
     patch = 4
 
-    def __init__(self, shift: int = 0, stop_at: int | None = None) -> None:
+    def __init__(self, shift: int = 0, stop_at: int | None = None, temporal: int = 1) -> None:
+        self.temporal = temporal
         self.shapes: list[tuple[int, ...]] = []
         self._shift, self._stop_at = shift, stop_at
 
@@ -44,6 +45,10 @@ class Means:
         b, h, w, _ = images.shape
         means = images.reshape(b, h // 4, 4, w // 4, 4, 3).mean(axis=(2, 4))[..., :2]
         return (means.astype(np.int32) + self._shift) % 256
+
+    def encode_clip(self, frames: np.ndarray) -> np.ndarray:
+        """Of each group of frames the first one's codes."""
+        return self.encode(frames[:: self.temporal])
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
         full = np.repeat(np.repeat(codes, 4, axis=1), 4, axis=2)
@@ -147,6 +152,20 @@ def test_clips_become_grids_of_frames(tmp_path):
     video = Dataset(tmp_path / "out")[0].segments[1]
     assert isinstance(video, Video) and video.codes.shape == (2, 4, 8, 2) and video.data is None and video.fps == 4.0
     assert np.abs(video.codes.mean(axis=(1, 2, 3)) - [20, 200]).max() < 8
+
+
+def test_frames_that_share_codes_are_encoded_as_a_clip(tmp_path):
+    """And pictures of the same size beside them as pictures, in their own order."""
+    frames = np.stack([np.full((16, 32, 3), 20 * t, np.uint8) for t in range(10)])
+    clip = Video(data=encode_mp4(frames, 8.0), fps=8.0)
+    documents = [Document(key="v", segments=(Image(data=png(0, 16, 32)), clip, Image(data=png(1, 16, 32))))]
+    run(write(tmp_path / "raw", documents), tmp_path / "out", Means(temporal=4), area=512)
+    first, video, last = Dataset(tmp_path / "out")[0].segments
+    assert video.codes.shape == (3, 4, 8, 2) and video.fps == 8.0
+    assert np.abs(video.codes.mean(axis=(1, 2, 3)) - [0, 80, 160]).max() < 8
+    for number, image in enumerate((first, last)):
+        expected = Means().encode(decode_image(png(number, 16, 32))[None])[0]
+        np.testing.assert_array_equal(image.codes, expected)
 
 
 KILLED = """
