@@ -1,0 +1,103 @@
+"""Emu3 (8B, arXiv 2409.18869) and Emu3.5 (34B, arXiv 2510.26583) at full size: to pretrain, or to go on from weights.
+
+    mmgpt train emu3_8b --data.sources.0.path DATASET       weights and moments take 102 GB, gradients 34 GB
+    mmgpt convert Emu3-Stage1 runs/emu3 --like emu3_8b      the published weights, then `mmgpt train runs/emu3`
+    mmgpt train emu3_5_34b                                  410 GB and 137 GB
+
+At 40 % of the peak of 512 TPU v5p a step takes 8 s for Emu3 and 32 s for Emu3.5, by their operations; neither was
+trained here. Sizes, context, loss weights and learning rates are the published ones. Emu3's batch and number of tokens
+were never told: its batch here is Emu3.5's tokens a step in rows of its own length. The datasets are yours;
+`mmgpt tokenize data` writes them, with `--vision` naming the published image tokenizer.
+"""
+
+from mmgpt.data.loader import PackedRows
+from mmgpt.data.mixture import Source
+from mmgpt.dist.mesh import Mesh
+from mmgpt.models.decoder import Decoder
+from mmgpt.objectives.next_token import NextToken
+from mmgpt.tokens import grammars
+from mmgpt.train.checkpoint import Checkpoints
+from mmgpt.train.optimizer import Optimizer
+from mmgpt.train.run import Run, Tokens
+
+
+def emu3_8b() -> Run:
+    """Emu3's first stage: rows of 5,120 tokens of text and images. The second stage has 131,072 and video."""
+    return Run(
+        model=Decoder.Config(
+            vocab=184_704,  # 184,622 in steps of 128
+            layers=32,
+            embed=4096,
+            mlp=14_336,
+            heads=32,
+            kv_heads=8,
+            head_dim=128,
+            rope_theta=1e6,
+            qk_norm="none",
+            dropout=0.1,  # Emu3 drops attention probabilities too, which fast kernels do not
+            remat="full",
+            dtype="bfloat16",
+        ),
+        objective=NextToken.Config(vocab=184_622, z_loss=0.0),
+        tokens=Tokens(
+            grammar=grammars.config("emu3"), text="runs/emu3/text", vision="runs/emu3/vision", codebooks=(32_768,)
+        ),
+        data=PackedRows.Config(
+            sources=(Source.Config(path="runs/emu3/tokens/pairs", swap=0.5, drop_text=0.05),),
+            row_length=5120,
+            batch_rows=2816,
+        ),
+        optimizer=Optimizer.Config(learning_rate=5e-5, warmup=700, final=0.0, epsilon=1e-6, clip=5.0),
+        mesh=Mesh.Config(fsdp=-1),
+        checkpoint=Checkpoints.Config(keep=3, keep_every=20_000),
+        steps=200_000,
+        log_every=10,
+        evaluate_every=2000,
+        save_every=1000,
+        samples=0,
+    )
+
+
+def emu3_5_34b() -> Run:
+    """Emu3.5's first stage: 700,000 steps of 448 rows of 32,768 tokens, 10.3T in all, most of them video with words."""
+    folder = "runs/emu3_5/tokens"
+    mixture = {"text": 0.20, "image_text": 0.20, "video_text": 0.05, "video_interleaved": 0.55}
+    return Run(
+        model=Decoder.Config(
+            vocab=283_008,  # 282,926 in steps of 128
+            layers=64,
+            embed=5120,
+            mlp=25_600,
+            heads=64,
+            kv_heads=8,
+            head_dim=128,
+            rope_theta=1e6,
+            qk_norm="rms",
+            dropout=0.1,
+            remat="full",
+            dtype="bfloat16",
+        ),
+        objective=NextToken.Config(vocab=282_926, z_loss=0.0),
+        tokens=Tokens(
+            grammar=grammars.config("emu3_5"),
+            text="runs/emu3_5/text",
+            vision="runs/emu3_5/vision",
+            codebooks=(131_072,),
+        ),
+        data=PackedRows.Config(
+            sources=tuple(
+                Source.Config(path=f"{folder}/{name}", weight=weight, swap=0.5 if name == "image_text" else 0.0)
+                for name, weight in mixture.items()
+            ),
+            row_length=32_768,
+            batch_rows=448,
+        ),
+        optimizer=Optimizer.Config(learning_rate=5e-4, warmup=700, final=0.0, clip=5.0),
+        mesh=Mesh.Config(fsdp=-1, context=2, tensor=8),
+        checkpoint=Checkpoints.Config(keep=3, keep_every=20_000),
+        steps=700_000,
+        log_every=10,
+        evaluate_every=2000,
+        save_every=1000,
+        samples=0,
+    )
