@@ -124,8 +124,8 @@ def to_hugging_face(
         if notes is not None:
             copy_small(memory, folder)
             (folder / NOTES).unlink()
-        if notes is None or dtype is not None or described != hf_config.read(memory / "config.json", notes.dtypes):
-            body = hf_config.write(described, dtype or "float32", whole)
+        body = _config(described, dtype, whole, None if notes is None else memory / "config.json", notes)
+        if body is not None:
             write_json(folder / "config.json", body)
         metadata = {"format": "pt"} if notes is None else notes.metadata
         write_folder(folder, plan, read, metadata=metadata, shard_bytes=shard_bytes)
@@ -171,6 +171,20 @@ def _described(run: Run, opened: Opened, notes: Notes | None, memory: Path, fami
     rows, ids = (model.vocab, {}) if grammar is None else (grammar.vocabulary.used, dict(grammar.vocabulary.controls))
     context = vars(run.data).get("row_length", 2048)
     return Described(family=kind, model=model, rows=rows, context=context, ids=ids)
+
+
+def _config(
+    described: Described, dtype: Format | None, whole: bool, before: Path | None, notes: Notes | None
+) -> dict[str, Any] | None:
+    """The config.json to write; None where the one from `before` says it all."""
+    if before is None or notes is None:
+        return hf_config.write(described, dtype or "float32", whole)
+    body = json.loads(before.read_bytes())
+    if described == hf_config.read(before, notes.dtypes):
+        changes = {key: dtype for key in ("dtype", "torch_dtype") if key in body}
+        return None if dtype is None else body | (changes or {"dtype": dtype})
+    carried = {key: body[key] for key in ("vocabulary_map", "image_token_id", "vq_config") if key in body}
+    return hf_config.write(described, dtype or body.get("dtype", "float32"), whole) | carried
 
 
 def _known(family: str) -> str:

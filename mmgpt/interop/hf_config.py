@@ -345,6 +345,11 @@ def _check_writable(kind: str, c: Decoder.Config) -> None:
 
 
 def _vision_body(c: MoVQ.Config) -> dict[str, Any]:
+    if c.channels % 32:
+        raise ConfigError(
+            f"model.channels is {c.channels}, expected a multiple of 32: norms there have 32 groups. "
+            "Train with other channels to export."
+        )
     return {
         "model_type": "emu3_vqgan",
         "codebook_size": c.codes,

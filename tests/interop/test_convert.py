@@ -97,6 +97,16 @@ def test_transformers_reads_what_is_written(llama: Path, tmp_path: Path) -> None
         assert torch.equal(loaded.state_dict()[name], value.bfloat16()), name
 
 
+def test_the_whole_of_emu3_is_read_by_transformers_in_another_number_format(tmp_path: Path) -> None:
+    convert(published("emu3 whole", tmp_path / "hf"), tmp_path / "run")
+    convert(tmp_path / "run", tmp_path / "back", dtype="bfloat16")
+    kind = transformers.Emu3ForConditionalGeneration
+    loaded, report = kind.from_pretrained(tmp_path / "back", output_loading_info=True)
+    assert not any(report.values())
+    for name, value in kind.from_pretrained(tmp_path / "hf").state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], value.to(loaded.state_dict()[name].dtype)), name
+
+
 def test_the_parts_of_emu3_become_runs_that_open(tmp_path: Path) -> None:
     source = published("emu3 whole", tmp_path / "hf")
     convert(source, tmp_path / "run")
