@@ -1,130 +1,162 @@
-"""What every grammar promises: documents come back, lengths are known, and what it guides to ends and parses."""
+"""What every grammar promises: documents come back, lengths are known, and what does not fit is told."""
 
 import dataclasses
-import functools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgpt.core.document import KINDS, Document, Image, Segment, Text, Video, equal
+from mmgpt.core.document import KINDS, Action, Document, Features, Image, Segment, Text, Video, equal
 from mmgpt.data.index import segment_shape
+from mmgpt.tokens import grammars
 from mmgpt.tokens.grammars.emu3 import Emu3
-from mmgpt.tokens.grammars.grammar import Grammar, GrammarError, Weights
+from mmgpt.tokens.grammars.grammar import (
+    ACTIONS_ONLY,
+    ANSWERS,
+    EVEN,
+    PRETRAINING,
+    RELEASED_SFT,
+    VISION_ONLY,
+    GrammarError,
+    Weights,
+)
 from tests import tiny
+from tests.tokens import cases
+from tests.tokens.cases import CASES, Case
 
-LAYOUTS = (((5,), False), ((4, 8), False), ((4, 8), True))
-"""Codebooks, and whether code 0 of the first is a blank place."""
-SIZES = ((0, 2, 3), (0, 2, 10), (0, 12, 1), (2, 2, 2), (11, 1, 1))
-layouts = pytest.mark.parametrize("layout", LAYOUTS, ids=["1 book", "2 books", "blanks"])
-
-
-@st.composite
-def drawn(draw: st.DrawFn, layout: tuple[tuple[int, ...], bool]) -> Document:
-    """Any tokenised document; ids and codes by a seed, which shrinks as well as drawing each."""
-    rng = np.random.default_rng(draw(st.integers(0, 99)))
-    side = st.integers(1, 4) | st.integers(9, 12)
-    segments: list[Segment] = []
-    for kind in draw(st.lists(st.sampled_from([Text, Image, Video]), max_size=5)):
-        if kind is Text:
-            n = draw(st.integers(0, 6))
-            segments.append(Text(ids=rng.integers(0, tiny.text().size, n).astype(np.int32)))
-        elif kind is Image:
-            segments.append(Image(codes=tiny.grid(rng, (draw(side), draw(side)), *layout)))
-        else:
-            segments.append(Video(codes=tiny.grid(rng, (draw(st.integers(1, 11)), draw(side), draw(side)), *layout)))
-    return Document(key="", segments=tuple(segments))
+every = pytest.mark.parametrize("case", CASES, ids=str)
 
 
-def canonical(document: Document) -> Document:
-    """Adjacent texts merged, empty ones gone, bare media."""
-    segments: list[Segment] = []
-    for segment in document.segments:
-        if isinstance(segment, Text) and segments and isinstance(segments[-1], Text):
-            segments[-1] = Text(ids=np.concatenate([segments[-1].ids, segment.ids]))
-        else:
-            segments.append(segment)
-    return Document(key="", segments=tuple(s for s in segments if not isinstance(s, Text) or len(s.ids)))
-
-
-@layouts
+@every
 @given(data=st.data())
-def test_a_document_comes_back(layout: tuple[tuple[int, ...], bool], data: st.DataObject) -> None:
-    document = data.draw(drawn(layout))
-    grammar = tiny.grammar(*layout)
+def test_a_document_comes_back(case: Case, data: st.DataObject) -> None:
+    document = data.draw(cases.documents(case))
+    grammar = cases.build(case)
     tokens = grammar.encode(document)
-    assert equal(grammar.parse(tokens.ids), canonical(document))
-    assert equal(grammar.parse(grammar.encode(document, end=False).ids), canonical(document))
-    padded = np.append(tokens.ids, [grammar.pad] * 3)
-    assert equal(grammar.parse(padded), canonical(document))
+    wanted = cases.canonical(case, document)
+    assert equal(grammar.parse(tokens.ids), wanted)
+    assert equal(grammar.parse(grammar.encode(document, end=False).ids), wanted)
+    assert equal(grammar.parse(np.append(tokens.ids, [grammar.pad] * 3)), wanted)
 
 
-@layouts
+@every
 @given(data=st.data())
-def test_lengths_are_known_from_the_shapes(layout: tuple[tuple[int, ...], bool], data: st.DataObject) -> None:
-    document = data.draw(drawn(layout))
-    grammar = tiny.grammar(*layout)
+def test_lengths_are_known_from_the_shapes(case: Case, data: st.DataObject) -> None:
+    document = data.draw(cases.documents(case))
+    grammar = cases.build(case)
     kind = np.array([KINDS.index(type(s)) for s in document.segments], np.uint8)
     shape = np.array([segment_shape(s) for s in document.segments], np.int32).reshape(-1, 5)
     tokens = grammar.encode(document)
     assert grammar.segment_lengths(kind, shape).sum() + grammar.overhead == len(tokens.ids)
-    assert len(tokens.ids) == len(tokens.modality) == len(tokens.weight)
-    assert tokens.ids.dtype == tokens.modality.dtype == np.int32 and tokens.weight.dtype == np.float32
+    assert len(tokens.ids) == len(tokens.modality) == len(tokens.weight) == len(tokens.place)
+    assert tokens.ids.dtype == tokens.modality.dtype == tokens.place.dtype == np.int32
+    assert tokens.weight.dtype == np.float32
     assert 0 <= tokens.ids.min() and tokens.ids.max() < grammar.vocabulary.used
+    assert np.array_equal(grammar.places(tokens.ids), tokens.place)
 
 
-def test_weights_follow_kind_and_segment() -> None:
-    grammar = Emu3.Config(weights=Weights(text=1.0, vision=0.5, layout=0.5)).build(tiny.text(), (5,))
-    rng = np.random.default_rng(0)
-    text, image = Text(ids=np.arange(3, dtype=np.int32), loss=0.0), Image(codes=tiny.grid(rng, (1, 1), (5,)), loss=0.5)
-    tokens = grammar.encode(Document(key="", segments=(text, image)))
-    assert tokens.weight.tolist() == [1.0] + [0.0] * 3 + [0.25] * (len(tokens.ids) - 5) + [0.5]
+@every
+@given(data=st.data())
+def test_damaged_ids_are_refused_or_still_a_document(case: Case, data: st.DataObject) -> None:
+    grammar = cases.build(case)
+    ids = grammar.encode(data.draw(cases.documents(case))).ids.copy()
+    at = data.draw(st.integers(0, len(ids) - 1))
+    ids[at] = data.draw(st.integers(-3, grammar.vocabulary.used + 3))
+    try:
+        found = grammar.parse(ids)
+    except GrammarError as e:
+        assert "position" in str(e)
+    else:
+        assert np.array_equal(grammar.encode(found, end=grammar.eos in ids).ids, ids)
 
 
-def test_places_are_rows_and_columns_of_the_picture() -> None:
-    grammar = tiny.grammar()
-    codes = tiny.grid(np.random.default_rng(0), (2, 3))
-    tokens = grammar.encode(Document(key="", segments=(Text(ids=np.array([1, 2], np.int32)), Image(codes=codes))))
+@pytest.mark.parametrize(
+    ("weights", "text", "code", "layout"),
+    [(PRETRAINING, 1, 0.5, 0.5), (EVEN, 1, 1, 1), (RELEASED_SFT, 0, 1, 0), (VISION_ONLY, 0, 1, 1), (ANSWERS, 1, 0, 0)],
+)
+def test_weights_follow_what_an_id_is_and_its_segment(
+    weights: Weights, text: float, code: float, layout: float
+) -> None:
+    grammar = Emu3.Config(weights=weights).build(tiny.text(), (5,))
+    image = Image(codes=tiny.grid(np.random.default_rng(0), (1, 1), (5,)), loss=0.5)
+    tokens = grammar.encode(Document(key="", segments=(Text(ids=np.arange(2, dtype=np.int32), loss=0.25), image)))
+    # BOS; text; BOI 1 * 1 IMG, the code, EOL EOF EOI; EOS
+    wanted = [text, *[text * 0.25] * 2, *[layout * 0.5] * 5, code * 0.5, *[layout * 0.5] * 3, text * 0.5]
+    assert tokens.weight.tolist() == wanted
+
+
+def test_answers_alone_are_learned_and_actions_alone() -> None:
+    words = np.arange(3, dtype=np.int32)
+    segments = (Text(ids=words, role="user"), Text(ids=words, role="assistant"), Action(codes=words))
+    grammar = cases.build(Case("univla_video"))
+    for weights, wanted in ((ANSWERS, [1, 0, 0, 0, 1, 1, 1]), (ACTIONS_ONLY, [0] * 7)):
+        grammar.weights = weights
+        made = grammar.encode(Document(key="", segments=segments)).weight.tolist()
+        assert made == [*wanted, 1, 1, 1, 1, 1, weights.text]
+    grammar.weights = PRETRAINING
+
+
+@every
+def test_places_are_rows_and_columns_of_the_picture(case: Case) -> None:
+    grammar = cases.build(case)
+    C = len(case.codebooks)
+    codes = 1 + np.zeros((2, 3, C), np.int32)  # nothing blank
+    head = Text(ids=np.array([1, 2], np.int32))
+    tokens = grammar.encode(Document(key="", segments=(head, Image(codes=codes))))
     visual = tokens.ids >= grammar.vocabulary.visual_start
-    assert tokens.place[visual].reshape(2, 3, 2, 2).tolist() == [
-        [[[row, column]] * 2 for column in (1, 2, 3)] for row in (1, 2)
+    visual &= ~np.isin(tokens.ids, list(grammar.vocabulary.controls.values()))
+    assert tokens.place[visual].reshape(2, 3, C, 2).tolist() == [
+        [[[row, column]] * C for column in (1, 2, 3)] for row in (1, 2)
     ]
-    assert tokens.place[tokens.ids == grammar.eol].tolist() == [[1, 4], [2, 4]]
-    layout = np.isin(tokens.ids, [grammar.bos, grammar.boi, grammar.img, grammar.eoi, grammar.eos])
-    assert not tokens.place[layout].any() and not tokens.place[1:3].any()
+    eol = {"each": [[1, 4], [2, 4]], "between": [[1, 4]], "never": []}[grammar.layout.eol]
+    assert tokens.place[tokens.ids == grammar.eol].tolist() == eol
+    around = [grammar.bos, grammar.boi, grammar.img, grammar.eoi, grammar.eos]
+    assert not tokens.place[np.isin(tokens.ids, around)].any() and not tokens.place[1:3].any()
 
 
-def test_a_blank_place_is_one_id_and_the_next_place_follows() -> None:
-    grammar = tiny.grammar((4, 8, 3), True)
-    codes = np.array([[[0, 0, 0], [2, 7, 0], [0, 0, 0]]], np.int32)
+@every
+def test_a_blank_place_is_one_id_and_the_next_place_follows(case: Case) -> None:
+    if not case.blanks:
+        return
+    grammar = cases.build(case)
+    rng = np.random.default_rng(0)
+    codes = np.stack([rng.integers(0, 2, (2, 3)), rng.integers(0, 8, (2, 3))], axis=-1).astype(np.int32)
+    codes[codes[..., 0] == 0] = 0
     tokens = grammar.encode(Document(key="", segments=(Image(codes=codes),)))
-    visual = tokens.ids >= grammar.vocabulary.visual_start
-    starts = grammar.vocabulary.codebook_starts
-    assert tokens.ids[visual].tolist() == [starts[0], starts[0] + 2, starts[1] + 7, starts[2], starts[0]]
-    assert tokens.place[visual].tolist() == [[1, 1], [1, 2], [1, 2], [1, 2], [1, 3]]
-    dense = tiny.grammar((4, 8, 3)).encode(Document(key="", segments=(Image(codes=codes),)))
-    assert len(dense.ids) == len(tokens.ids) + 2 * 2
+    first, second = grammar.vocabulary.codebook_starts
+    wanted = [i for a, b in codes.reshape(-1, 2).tolist() for i in ([first + a, second + b] if a else [first])]
+    assert [i for i in tokens.ids.tolist() if first <= i < second + 8] == wanted
 
 
-def test_an_opened_clip_goes_on_to_be_the_clip() -> None:
-    grammar = tiny.grammar()
-    codes = tiny.grid(np.random.default_rng(0), (11, 2, 2))
+@every
+def test_an_opened_picture_goes_on_to_be_the_picture(case: Case) -> None:
+    grammar = cases.build(case)
+    rng = np.random.default_rng(0)
+    codes = cases.grid(case, rng, 11, 2, 3)
     whole = grammar.encode(Document(key="", segments=(Video(codes=codes),))).ids
-    opened = grammar.open_video(codes[:4], 11)
-    assert np.array_equal(opened, whole[1 : 1 + len(opened)])
+    for shown in (0, 4, 11):
+        opened = grammar.open_video(codes[:shown], 11)
+        assert np.array_equal(opened, whole[1 : 1 + len(opened)])
+    image = grammar.encode(Document(key="", segments=(Image(codes=codes[0]),))).ids
+    opened = grammar.open_image(2, 3)
+    assert np.array_equal(opened, image[1 : 1 + len(opened)])
 
 
-def test_a_clip_that_cannot_be_opened_is_told() -> None:
-    grammar = tiny.grammar((4, 8), True)
-    codes = np.array([[[[0, 5]]]], np.int32)
-    with pytest.raises(GrammarError, match="a blank place"):
-        grammar.open_video(codes, 2)
+@every
+def test_a_picture_that_cannot_be_opened_is_told(case: Case) -> None:
+    grammar = cases.build(case)
+    H, W = case.grid
+    if case.blanks:
+        codes = np.zeros((1, H, W, 2), np.int32)
+        codes[..., 1] = 5
+        with pytest.raises(GrammarError, match="a blank place"):
+            grammar.open_video(codes, 2)
     for frames in (0, 1000):
         with pytest.raises(GrammarError, match=f"a clip of {frames} frames"):
-            grammar.open_video(np.zeros((1, 1, 1, 2), np.int32), frames)
+            grammar.open_video(np.zeros((1, H, W, len(case.codebooks)), np.int32), frames)
+    with pytest.raises(GrammarError, match="an image of 0x5 places"):
+        grammar.open_image(0, 5)
 
 
 def test_what_cannot_be_laid_out_is_told() -> None:
@@ -135,6 +167,7 @@ def test_what_cannot_be_laid_out_is_told() -> None:
         (Text(ids=np.array([tiny.text().size], np.int32)), "outside the text tokenizer"),
         (Text(ids=np.array([-1], np.int32)), "outside the text tokenizer"),
         (Text(text="raw"), "raw or of another kind"),
+        (Action(codes=np.array([1], np.int32)), "raw or of another kind"),
         (Image(codes=codes[..., :1]), "does not fit the grammar's 2 codebooks"),
         (Image(codes=tiny.grid(rng, (1000, 1))), "sides up to 999"),
         (Image(codes=tiny.grid(rng, (0, 3))), "0x3 places"),
@@ -146,168 +179,63 @@ def test_what_cannot_be_laid_out_is_told() -> None:
             grammar.encode(Document(key="k", segments=(segment,)))
     with pytest.raises(GrammarError, match=r"'k'.*a blank place .* has other codes"):
         tiny.grammar((4, 8), True).encode(Document(key="k", segments=(Image(codes=np.array([[[0, 1]]])),)))
-    with pytest.raises(GrammarError, match="another kind of segment"):
+    with pytest.raises(GrammarError, match=r"lays out text, image, video; .*another kind of segment"):
         grammar.segment_lengths(np.array([3], np.uint8), np.array([[1, 0, 0, 0, 0]]))
+    with pytest.raises(GrammarError, match=r"'k'.*a Features"):
+        grammar.encode(Document(key="k", segments=(Features(),)))
+    with pytest.raises(GrammarError, match=r"'k'.*action code is outside the 7"):
+        cases.build(Case("univla_video")).encode(Document(key="k", segments=(Action(codes=np.array([7])),)))
+    with pytest.raises(GrammarError, match=r"'k'.*frames of 2x3 places, found 2x2"):
+        cases.build(Case("lwm", (4, 8))).encode(Document(key="k", segments=(Image(codes=codes),)))
 
 
-@layouts
-@given(data=st.data())
-def test_damaged_ids_are_refused_or_still_a_document(layout: tuple[tuple[int, ...], bool], data: st.DataObject) -> None:
-    grammar = tiny.grammar(*layout)
-    ids = grammar.encode(data.draw(drawn(layout))).ids.copy()
-    at = data.draw(st.integers(0, len(ids) - 1))
-    ids[at] = data.draw(st.integers(-3, grammar.vocabulary.used + 3))
-    try:
-        found = grammar.parse(ids)
-    except GrammarError as e:
-        assert "position" in str(e)
-    else:
-        assert np.array_equal(grammar.encode(found, end=grammar.eos in ids).ids, ids)
+def test_marks_stand_where_they_may() -> None:
+    grammar = cases.build(Case("emu3_5"))
+    none = np.zeros(0, np.int32)
+    image = Image(codes=np.zeros((1, 1, 1), np.int32))
+    for roles, message in (
+        (["/answer"], "role '/answer' may not stand"),
+        (["answer", "answer"], "role 'answer' may not stand"),
+        (["global_cot", "/image_cot"], "role '/image_cot' may not stand"),
+        (["image_cot", "image"], "a Image of role '' may not stand"),
+        (["image_cot"], "a block is still open"),
+    ):
+        segments = tuple(image if role == "image" else Text(ids=none, role=role) for role in roles)
+        with pytest.raises(GrammarError, match=f"'k'.*{message}"):
+            grammar.encode(Document(key="k", segments=segments))
 
 
-# --- the automaton
-
-
-@functools.cache
-def jitted(grammar: Grammar, sizes: tuple[tuple[int, int, int], ...] = SIZES):
-    machine = grammar.automaton(sizes)
-    return machine, jax.jit(machine.allowed), jax.jit(machine.advance)
-
-
-@functools.cache
-def jitted_place(grammar: Grammar):
-    return jax.jit(grammar.automaton(SIZES).place)
-
-
-@layouts
-def test_random_choices_end_in_the_room_and_parse(layout: tuple[tuple[int, ...], bool]) -> None:
-    """Controls are made likely, or no medium would ever be opened by chance."""
-    grammar, room, rows = tiny.grammar(*layout), 150, 16
-    machine, allowed, advance = jitted(grammar)
-    state = jnp.asarray(np.repeat(machine.start(np.array([grammar.bos]))[None], rows, axis=0))
-
-    @jax.jit
-    def play(state: jax.Array, key: jax.Array) -> jax.Array:
-        favour = jnp.zeros((1, grammar.vocabulary.used)).at[0, grammar.boi].set(4.0).at[0, grammar.eos].set(-2.0)
-
-        def step(carry, inputs):
-            made, key = inputs
-            mask = allowed(carry, jnp.full((rows,), room) - made)
-            logits = favour + jax.random.gumbel(key, mask.shape)
-            chosen = jnp.argmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
-            return advance(carry, chosen), (chosen, mask.any(axis=-1))
-
-        keys = jax.random.split(key, room)
-        return jax.lax.scan(step, state, (jnp.arange(room), keys))[1]
-
-    opened = set()
-    for seed in range(2):
-        chosen, possible = play(state, jax.random.key(seed))
-        assert np.asarray(possible).all()
-        for ids in np.asarray(chosen).T:
-            ids = np.concatenate([[grammar.bos], ids])
-            assert grammar.eos in ids  # within the room
-            document = grammar.parse(ids)
-            assert np.array_equal(grammar.encode(document).ids, ids[: ids.tolist().index(grammar.eos) + 1])
-            for s in document.segments:
-                if isinstance(s, Image | Video):
-                    opened.add((0 if isinstance(s, Image) else s.codes.shape[0], *s.codes.shape[-3:-1]))
-    assert opened == set(SIZES)
-
-
-@layouts
-@settings(max_examples=15)
-@given(data=st.data())
-def test_device_and_host_agree_on_every_prefix(layout: tuple[tuple[int, ...], bool], data: st.DataObject) -> None:
-    grammar = tiny.grammar(*layout)
-    machine, allowed, advance = jitted(grammar)
-    place = jitted_place(grammar)
-    rng = np.random.default_rng(data.draw(st.integers(0, 999)))
-    segments: list[Segment] = [Text(ids=rng.integers(0, tiny.text().size, 2).astype(np.int32))]
-    T, H, W = SIZES[data.draw(st.integers(0, len(SIZES) - 1))]
-    codes = tiny.grid(rng, (H, W) if T == 0 else (T, H, W), *layout)
-    segments.append(Image(codes=codes) if T == 0 else Video(codes=codes))
-    whole = grammar.encode(Document(key="", segments=tuple(segments)))
-    ids = whole.ids
-    state = machine.start(ids[:1])
-    some = rng.integers(0, grammar.vocabulary.used, 4)
-    for i in range(1, len(ids)):
-        mask = np.asarray(allowed(state[None], jnp.array([1000])))[0]
-        assert mask[ids[i]]
-        assert np.array_equal(np.asarray(place(jnp.asarray(state[None])))[0], whole.place[i])
-        assert np.array_equal(grammar.places(ids[: i + 1]), whole.place[: i + 1])
-        for other in some if i % 5 == 0 else ():
-            try:
-                machine.start(np.append(ids[:i], other))
-            except GrammarError:
-                fits = False
-            else:
-                fits = True
-            assert mask[other] <= fits  # the host also takes sizes that the device may not open
-        state = np.asarray(advance(jnp.asarray(state[None]), jnp.array([ids[i]])))[0]
-        assert np.array_equal(state, machine.start(ids[: i + 1]))
-    assert np.asarray(machine.ended(jnp.asarray(state[None])))[0]
-
-
-def test_no_medium_is_opened_that_would_not_fit() -> None:
+def test_a_mark_is_plain_text_to_a_grammar_without_it() -> None:
+    marked = Document(key="", segments=(Text(ids=np.array([1, 2], np.int32), role="image_cot"),))
+    plain = Document(key="", segments=(Text(ids=np.array([1, 2], np.int32)),))
     grammar = tiny.grammar()
-    machine, allowed, _ = jitted(grammar, ((0, 2, 3),))
-    start = jnp.asarray(machine.start(np.array([grammar.bos])))[None]
-    rng = np.random.default_rng(0)
-    medium = (
-        len(grammar.encode(Document(key="", segments=(Image(codes=tiny.grid(rng, (2, 3))),))).ids) - grammar.overhead
-    )
-    may = {room: bool(allowed(start, jnp.array([room]))[0, grammar.boi]) for room in (1, 2, medium, medium + 1)}
-    assert may == {1: False, 2: False, medium: False, medium + 1: True}
-    last = np.asarray(allowed(start, jnp.array([1])))[0]
-    assert np.flatnonzero(last).tolist() == [grammar.eos]
+    assert np.array_equal(grammar.encode(marked).ids, grammar.encode(plain).ids)
+    assert grammar.segment_lengths(np.array([0]), np.array([segment_shape(marked.segments[0])])).tolist() == [2]
 
 
-def test_a_medium_that_fits_blank_is_opened_and_painted_as_far_as_there_is_room() -> None:
-    grammar = tiny.grammar((4, 8, 3), True)
-    machine, allowed, advance = jitted(grammar, ((0, 2, 3),))
-    blank = Document(key="", segments=(Image(codes=np.zeros((2, 3, 3), np.int32)),))
-    medium = len(grammar.encode(blank).ids) - grammar.overhead
-    for spare in range(-1, 3 * 2 * 2 + 4):
-        room = medium + 1 + spare
-        state = jnp.asarray(machine.start(np.array([grammar.bos])))[None]
-        assert bool(allowed(state, jnp.array([room]))[0, grammar.boi]) == (spare >= 0)
-        if spare < 0:
-            continue
-        ids = [grammar.boi]
-        while ids[-1] != grammar.eos:  # the highest allowed code: paints wherever it may
-            state = advance(state, jnp.array(ids[-1:]))
-            mask = np.asarray(allowed(state, jnp.array([room - len(ids)])))[0]
-            assert mask.any() and len(ids) < room
-            ends = grammar.eos if mask[grammar.eos] else np.flatnonzero(mask)[-1]
-            ids.append(int(ends))
-        image = grammar.parse(np.array([grammar.bos, *ids])).segments[0]
-        assert isinstance(image, Image) and np.count_nonzero(image.codes[..., 0]) == min(6, spare // 2)
+def test_sizes_may_have_three_digits() -> None:
+    grammar = cases.build(Case("emu3"))
+    codes = tiny.grid(np.random.default_rng(0), (128, 1), (5,), False)
+    document = Document(key="", segments=(Image(codes=codes),))
+    ids = grammar.encode(document).ids
+    assert grammar.text_size(ids[2:7].tolist()) == "128*1" and equal(grammar.parse(ids), document)
 
 
-def test_without_sizes_no_medium_is_opened() -> None:
-    grammar = tiny.grammar()
-    machine, allowed, _ = jitted(grammar, ())
-    start = jnp.asarray(machine.start(np.array([grammar.bos])))[None]
-    mask = np.asarray(allowed(start, jnp.array([1 << 20])))[0]
-    assert not mask[grammar.boi] and mask[: grammar.vocabulary.text].all() and mask[grammar.eos]
+@pytest.mark.parametrize("size", ["0*3", "3", "1*2*3*4", "03*3", "1000*1", "*", "", "2**3"])
+def test_a_size_that_is_none_is_refused(size: str) -> None:
+    grammar = cases.build(Case("emu3"))
+    symbols = dict(zip("0123456789*", grammar.symbols, strict=True))
+    ids = [grammar.bos, grammar.boi, *(symbols[c] for c in size), grammar.img]
+    with pytest.raises(GrammarError, match=f"position {len(ids) - 1}"):
+        grammar.parse(np.array(ids))
 
 
-def test_a_size_that_cannot_be_finished_is_refused_in_a_prompt() -> None:
-    grammar = tiny.grammar()
-    machine = grammar.automaton(((0, 6, 6),))
-    assert machine.start(np.array([grammar.bos, grammar.boi, grammar.digits[6]])).shape == (7,)
-    with pytest.raises(GrammarError, match=r"position 2.*6\*6"):
-        machine.start(np.array([grammar.bos, grammar.boi, grammar.digits[1]]))
-
-
-def test_visual_tells_codes_from_layout() -> None:
-    grammar = tiny.grammar()
-    machine, _, _ = jitted(grammar, ((0, 2, 3),))
-    rng = np.random.default_rng(0)
-    ids = grammar.encode(Document(key="", segments=(Image(codes=tiny.grid(rng, (2, 3))),))).ids
-    states = jnp.asarray(np.stack([machine.start(ids[:i]) for i in range(1, len(ids))]))
-    assert np.array_equal(np.asarray(machine.visual(states)), ids[1:] >= grammar.vocabulary.visual_start)
+def test_grammars_are_found_by_name() -> None:
+    assert grammars.names() == ["emu3", "emu3_5", "lwm", "univla_video"]
+    for name in grammars.names():
+        assert grammars.config(name).build(tiny.text(), (5,)).name == name
+    with pytest.raises(GrammarError, match="no grammar 'emu35'; there is emu3"):
+        grammars.config("emu35")
 
 
 def test_ids_are_one_space_without_gaps() -> None:
@@ -318,3 +246,5 @@ def test_ids_are_one_space_without_gaps() -> None:
     assert vocabulary.used == vocabulary.visual_start + 12
     assert vocabulary.padded() % 128 == 0 and 0 <= vocabulary.padded() - vocabulary.used < 128
     assert dataclasses.replace(vocabulary, codebooks=()).codebook_starts[:1] == (vocabulary.visual_start,)
+    acting = cases.build(Case("univla_video")).vocabulary
+    assert acting.action_ids == range(acting.visual_start + 5, acting.used) and len(acting.action_ids) == 7

@@ -73,7 +73,7 @@ class RasterAutomaton:
         if found.phase == IN_SIZE:
             string = self.grammar.text_size(found.size)
             node = self.sizes.node(string)
-            if node < 0:
+            if node < 0 or not self._known():
                 known = ", ".join(s for s in self._known()) or "none"
                 raise GrammarError(f"position {len(ids) - 1}: the size {string!r} begins none that may open: {known}.")
         return np.array([found.phase, found.place, found.frames, found.H, found.W, node, found.open], np.int32)
@@ -142,7 +142,9 @@ class RasterAutomaton:
             more, ends = self._goes_on(state_BK, room_B)
             found |= {g.eof: found[g.eof] & more, g.last: found[g.eof] & ends}
         else:
-            fits = jnp.asarray(self.sizes.need)[state_BK[:, NODE]] <= room_B[:, None]
+            need = jnp.asarray(self.sizes.need)[state_BK[:, NODE]]
+            # A prompt may have begun a size that does not fit any more: then the shortest is finished.
+            fits = need <= jnp.maximum(room_B[:, None], need.min(axis=1, keepdims=True))
             in_size = phase == IN_SIZE
             found |= {token: symbols[token] | (in_size & fits[:, n]) for n, token in enumerate(g.symbols)}
             found[g.img] = in_size & fits[:, END]
