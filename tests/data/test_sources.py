@@ -158,6 +158,7 @@ def test_jsonl_reads_interleaved_documents(tmp_path: Path):
         {"image": "images/a.png", "time": 2},
         {"video": "clips/a.mp4"},
         {"text": "what?", "role": "user", "loss": 0.0},
+        {"text": "", "role": "answer"},
     ]
     path = lines(
         tmp_path, {"key": "story", "segments": parts, "meta": {"by": "me"}}, b"", {"key": "x", "segments": parts}
@@ -171,6 +172,7 @@ def test_jsonl_reads_interleaved_documents(tmp_path: Path):
             Image(data=PNG, time=2.0),
             Video(data=MP4),
             Text(text="what?", role="user", loss=0.0),
+            Text(text="", role="answer"),
         )
 
 
@@ -209,6 +211,7 @@ def test_jsonl_media_stay_below_their_folder(tmp_path: Path, name: str):
         ({"key": "a", "segments": []}, "wrong type"),
         ({"key": "a", "segments": ["text"]}, "wrong type"),
         ({"key": "a", "segments": [{"text": 3}]}, "wrong type"),
+        ({"key": "a", "segments": [{"text": "", "role": "user"}]}, "wrong type"),
         ({"key": "a", "segments": [{"text": "\ud800"}]}, "wrong type"),
         ({"key": "a", "segments": [{"image": ["a.png"]}]}, "wrong type"),
         ({"key": "a", "segments": [{"text": "a", "image": "a.png"}]}, "wrong type"),

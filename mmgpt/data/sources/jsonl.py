@@ -4,7 +4,8 @@
      {"video": "clips/a.mp4"}, {"text": "What is it?", "role": "user", "loss": 0.0}]}
 
 Media paths are relative to the folder of the file; absolute paths, ".." and URLs are not accepted. A segment may
-carry `role`, `time` (seconds) and `loss` (multiplies the weight of its tokens).
+carry `role`, `time` (seconds) and `loss` (multiplies the weight of its tokens). The text of a mark, such as
+`{"text": "", "role": "answer"}`, may be empty.
 """
 
 import json
@@ -12,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from mmgpt.core.document import Image, Segment, Text, Video
+from mmgpt.core.document import MARKS, Image, Segment, Text, Video
 from mmgpt.data.captions import Reject
 from mmgpt.data.files import MAX_TEXT_BYTES, FileError, as_text, read_inside
 from mmgpt.data.sources import Found, SourceError
@@ -93,9 +94,12 @@ def _segment(part: Any, root: Path, what: str) -> Segment:
     unknown = sorted(part.keys() - {kinds[0], "role", "time", "loss"})
     _expect(not unknown, f"{what} has the unknown field {unknown[:1]}")
     value = part[kinds[0]]
-    _expect(isinstance(value, str) and bool(value), f"{kinds[0]} of {what} must be a string that is not empty")
     role, time, loss = part.get("role", ""), part.get("time"), part.get("loss", 1.0)
     _expect(isinstance(role, str), f"role of {what} must be a string")
+    bare = kinds[0] == "text" and role in MARKS  # a mark needs no text
+    _expect(
+        isinstance(value, str) and (bare or bool(value)), f"{kinds[0]} of {what} must be a string that is not empty"
+    )
     _expect(time is None or _number(time), f"time of {what} must be a number of seconds")
     _expect(_number(loss) and 0 <= loss <= _MAX_LOSS, f"loss of {what} must be a number from 0 to {_MAX_LOSS}")
     rest: dict[str, Any] = {"role": role, "time": None if time is None else float(time), "loss": float(loss)}
