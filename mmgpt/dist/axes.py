@@ -45,6 +45,7 @@ ACT: Table = {
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
+    "layers": (),
     "head_dim": (),
     "vocab": ("tensor",),
     "codes": (),

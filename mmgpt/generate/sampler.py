@@ -1,4 +1,4 @@
-"""Choosing the next id: temperature, top-k and top-p for text and for visual codes apart, and guidance."""
+"""What the next id may be: temperature, top-k and top-p for text and for visual codes apart, guidance, the grammar."""
 
 import math
 
@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 
 from mmgpt.core import config
+from mmgpt.tokens.grammars.grammar import Automaton
 
 
 class Sampler(config.Config):
@@ -22,6 +23,39 @@ class Sampler(config.Config):
             raise config.ConfigError(f"top_k is {self.top_k}; give 0 (all ids) or more.")
         if not 0.0 < self.top_p <= 1.0:
             raise config.ConfigError(f"top_p is {self.top_p}; give more than 0 and at most 1 (all ids).")
+
+
+class Sampling(config.Config):
+    """How to sample: `room` new tokens at most; guidance acts inside media only.
+
+    `guidance` 1 turns it off; above 1 it pushes away from the negative branch. An `image_guidance` other than 1 adds a
+    third branch, which sees the prompt's pictures alone. A row also ends after the text id `stop` (-1: only at EOS).
+    `jacobi` is the window of speculative Jacobi decoding: ids that are drafted and verified in one pass; 0 takes one id
+    a pass.
+    """
+
+    room: int = 256
+    guidance: float = 1.0
+    image_guidance: float = 1.0
+    text: Sampler = Sampler(temperature=0.0)
+    image: Sampler = Sampler(temperature=1.0)
+    seed: int = 0
+    stop: int = -1
+    jacobi: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("guidance", "image_guidance"):
+            if not math.isfinite(getattr(self, name)):
+                raise config.ConfigError(f"{name} is {getattr(self, name)}; give a number, 1 for none.")
+        if self.room < 1:
+            raise config.ConfigError(f"room is {self.room}; give the new tokens at most, 1 or more.")
+        if self.jacobi < 0:
+            raise config.ConfigError(f"jacobi is {self.jacobi}; give the ids that one pass verifies, or 0 for none.")
+
+    @property
+    def branches(self) -> int:
+        """Rows that each prompt takes in a batch: itself, the negative branch, the prompt's pictures alone."""
+        return 3 if self.image_guidance != 1.0 else 1 if self.guidance == 1.0 else 2
 
 
 def filtered(logits_BV: jax.Array, sampler: Sampler) -> jax.Array:
@@ -42,7 +76,44 @@ def filtered(logits_BV: jax.Array, sampler: Sampler) -> jax.Array:
     return logits
 
 
-def guided(conditional_BV: jax.Array, unconditional_BV: jax.Array, scale: float) -> jax.Array:
-    """Classifier-free guidance on log-probabilities: `u + scale (c - u)` (arXiv 2207.12598)."""
+def guided(
+    conditional_BV: jax.Array,
+    unconditional_BV: jax.Array,
+    scale: float,
+    image_only_BV: jax.Array | None = None,
+    image_scale: float = 1.0,
+) -> jax.Array:
+    """Classifier-free guidance on log-probabilities: `u + scale (c - u)` (arXiv 2207.12598).
+
+    With a third branch `i` that sees the prompt's pictures alone: `u + image_scale (i - u) + scale (c - i)`
+    (arXiv 2211.09800).
+    """
     c, u = jax.nn.log_softmax(conditional_BV, axis=-1), jax.nn.log_softmax(unconditional_BV, axis=-1)
-    return u + scale * (c - u)
+    if image_only_BV is None:
+        return u + scale * (c - u)
+    i = jax.nn.log_softmax(image_only_BV, axis=-1)
+    return u + image_scale * (i - u) + scale * (c - i)
+
+
+def permitted(automaton: Automaton, state_BK: jax.Array, room_B: jax.Array, stopped_B: jax.Array) -> jax.Array:
+    """`[B, V] bool`: ids that the grammar lets come next in the `room` left; padding without room or once `stopped`."""
+    allowed = automaton.allowed(state_BK, room_B)
+    column = jnp.arange(allowed.shape[1])[None, :]
+    return jnp.where((stopped_B | (room_B < 1))[:, None], column == automaton.pad, allowed)
+
+
+def candidates(sampling: Sampling, logits_RV: jax.Array, permitted_BV: jax.Array, visual_B: jax.Array) -> jax.Array:
+    """`[B, V]`: unnormalised log-probabilities of the next ids, -inf for what the grammar or a sampler leaves out.
+
+    `logits [R, V]` hold the branches of guidance one after the other, each B rows.
+    """
+    visual_B1 = visual_B[:, None]
+    branches = jnp.split(logits_RV[:, : permitted_BV.shape[1]], sampling.branches)
+    logits = branches[0]
+    if sampling.branches > 1:
+        pushed = guided(branches[0], branches[1], sampling.guidance, *branches[2:], image_scale=sampling.image_guidance)
+        logits = jnp.where(visual_B1, pushed, logits)
+    logits = jnp.where(permitted_BV, logits, -jnp.inf)
+    if sampling.image == sampling.text:
+        return filtered(logits, sampling.text)
+    return jnp.where(visual_B1, filtered(logits, sampling.image), filtered(logits, sampling.text))

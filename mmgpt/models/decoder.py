@@ -1,5 +1,7 @@
 """A decoder-only transformer over one stream of ids: Emu3, Emu3.5, Qwen3, Llama and Chameleon are configs of it."""
 
+import dataclasses
+import functools
 from typing import Literal
 
 import jax
@@ -14,6 +16,9 @@ from mmgpt.nn.layers import GatedMLP, RMSNorm, RopeScaling, Turn, dropout, turn
 from mmgpt.nn.param import einsum, normal, param, take, use
 from mmgpt.nn.stack import Remat, Stack
 from mmgpt.tokens.vocabulary import Vocabulary
+
+Caches = list[KeyValues] | KeyValues
+"""One cache a layer, or all layers in one."""
 
 
 class Block(nnx.Module):
@@ -141,18 +146,30 @@ class Decoder(nnx.Module):
 
     def extend(
         self,
-        blocks: list[Block],
+        blocks: "list[Block] | None",
         ids_BT: jax.Array,
         position_BTA: jax.Array,
         visibility: Visibility,
-        caches: list[KeyValues],
+        caches: Caches,
         slot: jax.Array,
-    ) -> tuple[jax.Array, list[KeyValues]]:
-        """Hidden states `[B, T, D]` of tokens put at cache slots `slot...`, and the caches with them.
+    ) -> tuple[jax.Array, Caches]:
+        """Hidden states `[B, T, D]` of tokens put at cache slots `slot...` (of each row, if `[B]`), and the caches.
 
-        `blocks` is `self.stack.unstacked()`, made once outside the decoding loop.
+        `blocks` is `self.stack.unstacked()`, made once outside the decoding loop, with a list of caches; None scans the
+        layers, with the caches stacked.
         """
         x, turns = self._embed(ids_BT, position_BTA), self._turns(position_BTA)
+        if isinstance(caches, KeyValues):
+            assert blocks is None
+
+            def call(block: Block, layer: jax.Array, carry: tuple[jax.Array, KeyValues]) -> tuple[jax.Array, KeyValues]:
+                at = dataclasses.replace(carry[1], layer=layer)
+                x, filled = block(carry[0], turns, visibility, cache=at, slot=slot)
+                assert filled is not None
+                return x, dataclasses.replace(filled, layer=None)
+
+            return self.stack.fold(call, (x, caches))
+        assert blocks is not None
         out = []
         for block, cache in zip(blocks, caches, strict=True):
             x, filled = block(x, turns, visibility, cache=cache, slot=slot)
@@ -188,7 +205,8 @@ class Decoder(nnx.Module):
             return einsum("btd,vd->btv", hidden, table, "batch seq vocab").astype(jnp.float32)
         return einsum("btd,dv->btv", hidden, use(self.head, hidden.dtype), "batch seq vocab").astype(jnp.float32)
 
-    def caches(self, rows: int, slots: int) -> list[KeyValues]:
-        """Empty caches, one a layer."""
+    def caches(self, rows: int, slots: int, *, stacked: bool = False) -> Caches:
+        """Empty caches, one a layer or all in one."""
         c = self.config
-        return [empty_cache(rows, slots, c.kv_heads, c.head_dim, jnp.dtype(c.dtype)) for _ in range(c.layers)]
+        made = functools.partial(empty_cache, rows, slots, c.kv_heads, c.head_dim, jnp.dtype(c.dtype))
+        return made(layers=c.layers) if stacked else [made() for _ in range(c.layers)]

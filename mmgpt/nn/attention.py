@@ -20,10 +20,11 @@ QKNorm = Literal["none", "rms", "layer"]
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeyValues:
-    """One layer's cache: `k, v [B, S, G, K]`."""
+    """One layer's cache: `k, v [B, S, G, K]`; or all layers' `[L, B, S, G, K]`, of which `layer` is the one at hand."""
 
     k: jax.Array
     v: jax.Array
+    layer: jax.Array | None = None
 
 
 class Attention(nnx.Module):
@@ -82,14 +83,36 @@ class Attention(nnx.Module):
         q, k = rotary(q, turns[0]), rotary(k, turns[1])
         if cache is not None:
             assert slot is not None
-            cache = KeyValues(_write(cache.k, k, slot), _write(cache.v, v, slot))
-            k, v = cache.k, cache.v
+            k, v = (new.astype(old.dtype) for new, old in ((k, cache.k), (v, cache.v)))
+            layer = cache.layer
+            cache = KeyValues(_write(cache.k, k, slot, layer), _write(cache.v, v, slot, layer), layer)
+            k, v = (c if layer is None else _layer(c, layer) for c in (cache.k, cache.v))
         out = _sharded(q, k, v, visibility, self.dropout, key)
         return einsum("bthk,hkd->btd", out, use(self.out, dtype), "batch seq embed"), cache
 
 
-def _write(cache_BSGK: jax.Array, new_BTGK: jax.Array, slot: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_update_slice_in_dim(cache_BSGK, new_BTGK.astype(cache_BSGK.dtype), slot, axis=1)
+def _write(cache: jax.Array, new_BTGK: jax.Array, slot: jax.Array, layer: jax.Array | None) -> jax.Array:
+    """The cache with new keys or values in place from `slot` on, a number or one for each row."""
+    new = new_BTGK if layer is None else new_BTGK[None]
+    first = () if layer is None else (layer,)
+    if slot.ndim == 0:
+        return jax.lax.dynamic_update_slice(cache, new, (*first, 0, slot, 0, 0))
+    axes = ("" if layer is None else "layers ") + "batch keys kv_heads head_dim"
+    whole, rows, own = (rules.spec(a, rules.ACT) for a in ("", "batch", axes))
+
+    def local(cache: jax.Array, new: jax.Array, slot: jax.Array, first: tuple[jax.Array, ...]) -> jax.Array:
+        def row(cache: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
+            return jax.lax.dynamic_update_slice(cache, new, (*first, slot, 0, 0))
+
+        axis = cache.ndim - 4
+        return jax.vmap(row, (axis, axis, 0), axis)(cache, new, slot)
+
+    write = jax.shard_map(local, in_specs=(own, own, rows, (whole,) * len(first)), out_specs=own)
+    return write(cache, act(new, axes), act(slot, "batch"), first)
+
+
+def _layer(cache_LBSGK: jax.Array, layer: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(cache_LBSGK, layer, axis=0, keepdims=False)
 
 
 def _sharded(
@@ -122,8 +145,10 @@ def _sharded(
     return jax.shard_map(local, in_specs=specs, out_specs=q_spec)(q, k, v, visibility, key)
 
 
-def empty_cache(rows: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype | type) -> KeyValues:
+def empty_cache(
+    rows: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype | type, *, layers: int | None = None
+) -> KeyValues:
     """A cache of zeros; which slots count is the visibility's business (`key_island` -1 on empty ones)."""
-    zero = jnp.zeros((rows, slots, kv_heads, head_dim), dtype)
-    zero = act(zero, "batch keys kv_heads head_dim")
+    zero = jnp.zeros((*(() if layers is None else (layers,)), rows, slots, kv_heads, head_dim), dtype)
+    zero = act(zero, ("" if layers is None else "layers ") + "batch keys kv_heads head_dim")
     return KeyValues(zero, zero)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from flax import nnx
 
 Remat = Literal["none", "full", "matmuls"]
@@ -45,6 +46,16 @@ class Stack(nnx.Module):
         for i in range(self.layers):
             x, _ = layer(x, jax.tree.map(lambda leaf, i=i: leaf[i], (state, per_layer)))
         return x
+
+    def fold(self, call: Callable[[Any, jax.Array, Any], Any], carry: Any) -> Any:
+        """`carry = call(layer_i, i, carry)` through all layers, scanned, for decoding: no gradient is taken."""
+        structure, state = nnx.split(self.stacked)
+
+        def layer(carry: Any, inputs: tuple[Any, jax.Array]) -> tuple[Any, None]:
+            slices, number = inputs
+            return call(nnx.merge(structure, slices), number, carry), None
+
+        return jax.lax.scan(layer, carry, (state, jnp.arange(self.layers)))[0]
 
     def unstacked(self) -> list[Any]:
         """The layers as modules of their own, for decoding, where a scan costs more than the layers (on CPU twice)."""

@@ -1,41 +1,27 @@
 """Generation beside the full forward pass: the same ids, whatever else is in the batch."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from mmgpt.core.document import Document, Image
-from mmgpt.core.stream import Batch, Stream, packed_causal
 from mmgpt.dist.mesh import Mesh
-from mmgpt.generate.decode import Generator, Prompt, Sampling
+from mmgpt.generate import decode, passes
+from mmgpt.generate.decode import Generator, Prompt, PromptError, Sampling
 from mmgpt.generate.sampler import Sampler, filtered, guided
-from mmgpt.objectives.next_token import NextToken
-from mmgpt.train.optimizer import Optimizer
-from mmgpt.train.run import Built, Opened, Run
-from mmgpt.train.state import Structure
 from tests import tiny
+from tests.generate.untrained import SIZES, logits_after, one_device, opened
 
-SIZES = ((0, 2, 3), (2, 1, 2))
 GREEDY = Sampling(room=48, text=Sampler(temperature=0.0), image=Sampler(temperature=0.0))
 DRAWN = Sampling(room=48, text=Sampler(temperature=1.5, top_p=0.95), image=Sampler(temperature=1.0, top_k=5), seed=3)
 
 
-def opened(mesh: jax.sharding.Mesh) -> Opened:
-    """An untrained model that tells places apart."""
-    model = tiny.decoder(rope_grid=1, places=4)
-    objective = NextToken.Config().fit(tiny.grammar().vocabulary)
-    run = Run(model=model, objective=objective, data=tiny.decoder())
-    with jax.set_mesh(mesh):
-        structure = Structure(model.build, seed=0)
-        params = tiny.drawn(structure.abstract()[0], seed=1)
-    optimizer = Optimizer.Config().build(1000)
-    return Opened(Built(run, mesh, tiny.grammar(blanks=True), structure, objective.build(), optimizer), 0, params, {})
-
-
 @pytest.fixture(scope="module")
 def generator() -> Generator:
-    return Generator(opened(Mesh.Config().build(jax.devices()[:1])), SIZES, batch=4)
+    return Generator(opened(one_device()), SIZES, batch=4)
 
 
 def prompts() -> list[Prompt]:
@@ -50,35 +36,14 @@ def prompts() -> list[Prompt]:
 
 def by_full_forward(generator: Generator, prompt: np.ndarray, room: int) -> np.ndarray:
     """Greedy decoding by the full forward pass over everything, once for each token."""
-    built, machine = generator.opened.built, generator.automaton
-    width = len(prompt) + room
-
-    @jax.jit
-    def logits(params, ids, position, length):
-        document = np.zeros((1, width), np.int32)
-        stream = Stream(ids=ids, position=position)
-        batch = Batch(
-            streams={"tokens": stream}, visibility={"tokens": packed_causal(document)}, row_id=np.zeros(1, np.int32)
-        )
-        return built.structure.merge(params, {})(batch)[0, length - 1]
-
-    ids = list(prompt)
-    with jax.set_mesh(built.mesh):
-        for made in range(room):
-            padded = np.full((1, width), generator.grammar.pad, np.int32)
-            padded[0, : len(ids)] = ids
-            state = jnp.asarray(machine.start(np.array(ids)))[None]
-            mask = np.asarray(machine.allowed(state, jnp.array([room - made])))[0]
-            position = np.zeros((1, width, 5), np.int32)
-            position[0, : len(ids), 0] = np.arange(len(ids))
-            position[0, : len(ids), 1:3] = generator.grammar.places(np.array(ids))
-            position[0, : len(ids) - 1, 3:] = position[0, 1 : len(ids), 1:3]
-            position[0, len(ids) - 1, 3:] = np.asarray(machine.place(state))[0]
-            arrays = (jnp.asarray(padded), jnp.asarray(position))
-            found = np.asarray(logits(generator.opened.params, *arrays, len(ids)))[: len(mask)]
-            ids.append(int(np.where(mask, found, -np.inf).argmax()))
-            if ids[-1] == generator.grammar.eos:
-                break
+    machine, ids = generator.automaton, list(prompt)
+    for made in range(room):
+        state = jnp.asarray(machine.start(np.array(ids)))[None]
+        mask = np.asarray(machine.allowed(state, jnp.array([room - made])))[0]
+        found = logits_after(generator, [np.array(ids, np.int32)], len(prompt) + room)[0, : len(mask)]
+        ids.append(int(np.where(mask, found, -np.inf).argmax()))
+        if ids[-1] == generator.grammar.eos:
+            break
     return np.array(ids, np.int32)
 
 
@@ -131,6 +96,49 @@ def test_guidance_acts_inside_media_alone(generator: Generator) -> None:
     assert len(differ) and plain[0][differ[0]] >= visual and pushed[0][differ[0]] >= visual
 
 
+def test_three_branches_are_two_where_the_third_adds_nothing(generator: Generator) -> None:
+    """u + a (i - u) + s (c - i): with i = u it is guidance by u, and another i pushes elsewhere."""
+    negative = [Prompt(ids=p.ids, negative=p.ids[:2]) for p in prompts()[1:]]
+    two, three = (generator.generate(negative, GREEDY.replace(guidance=3.0, image_guidance=g)) for g in (1.0, 1.7))
+    assert all(np.array_equal(a, b) for a, b in zip(two, three, strict=True))
+    other = [Prompt(ids=p.ids, negative=p.ids[:2], image_only=p.ids[:1]) for p in prompts()[1:]]
+    pushed = generator.generate(other, GREEDY.replace(guidance=3.0, image_guidance=1.7))
+    assert not all(np.array_equal(a, b) for a, b in zip(three, pushed, strict=True))
+
+
+def test_a_prompt_that_leaves_nothing_to_generate_is_told_before_anything_runs() -> None:
+    short = Generator(opened(one_device()), SIZES, batch=4, context=18)
+    short.opened = dataclasses.replace(short.opened, params=None)
+    with pytest.raises(PromptError, match="prompt 2 takes 18 tokens and the model knows documents of 18"):
+        short.generate(prompts(), GREEDY)
+
+
+def test_no_document_outgrows_the_context(generator: Generator) -> None:
+    short = Generator(generator.opened, SIZES, batch=4, context=40)
+    for prompt, ids in zip(prompts(), short.generate(prompts(), DRAWN), strict=True):
+        assert len(prompt.ids) < len(ids) <= 40
+        generator.grammar.parse(ids)
+
+
+@pytest.mark.parametrize("window", [0, 3])
+def test_scanned_layers_make_what_unrolled_ones_make(generator: Generator, window: int) -> None:
+    """As on a TPU, whose caches of all layers are one array."""
+    sampling = GREEDY.replace(jacobi=window, room=20)
+    unrolled, scanned = (Generator(generator.opened, SIZES, batch=4, scan=s) for s in (False, True))
+    found = [g.generate(prompts()[1:5], sampling) for g in (unrolled, scanned)]
+    assert all(np.array_equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def test_long_prompts_go_through_the_model_in_parts(generator: Generator, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = generator.generate(prompts(), GREEDY)
+    for module in (decode, passes):
+        monkeypatch.setattr(module, "CHUNK", 16)
+    again = Generator(generator.opened, SIZES, batch=4)
+    found = again.generate(prompts(), GREEDY)
+    assert all(np.array_equal(a, b) for a, b in zip(whole, found, strict=True))
+
+
+@pytest.mark.slow
 def test_eight_devices_make_what_one_makes(generator: Generator) -> None:
     spread = Generator(opened(Mesh.Config(fsdp=4, tensor=2).build()), SIZES, batch=4)
     assert all(
