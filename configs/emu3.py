@@ -38,7 +38,7 @@ def emu3_8b() -> Run:
             remat="full",
             dtype="bfloat16",
         ),
-        objective=NextToken.Config(vocab=184_622, z_loss=0.0),
+        objective=NextToken.Config(z_loss=0.0),
         tokens=Tokens(
             grammar=grammars.config("emu3"), text="runs/emu3/text", vision="runs/emu3/vision", codebooks=(32_768,)
         ),
@@ -77,7 +77,7 @@ def emu3_5_34b() -> Run:
             remat="full",
             dtype="bfloat16",
         ),
-        objective=NextToken.Config(vocab=282_926, z_loss=0.0),
+        objective=NextToken.Config(z_loss=0.0),
         tokens=Tokens(
             grammar=grammars.config("emu3_5"),
             text="runs/emu3_5/text",

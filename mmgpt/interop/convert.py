@@ -28,6 +28,7 @@ from mmgpt.interop.safetensors_folder import SafetensorsFolder
 from mmgpt.interop.safetensors_writer import SHARD_BYTES, Planned, write_file, write_folder
 from mmgpt.models.decoder import Decoder
 from mmgpt.models.movq import MoVQ
+from mmgpt.objectives.objective import ObjectiveConfig
 from mmgpt.train.run import Opened, Run, load_run, open_run
 from mmgpt.train.weights import save_weights
 
@@ -62,12 +63,18 @@ def to_run(source: Path, out: Path, *, like: Run | None = None, overwrite: bool 
             run_dir.mkdir(exist_ok=True)
             run = found.run(part, text=out / MEMORY, vision=out / "vision")
             if like is not None and part == "text":
-                run = like.replace(model=run.model, tokens=run.tokens or like.tokens)
+                run = like.replace(model=run.model, objective=_of_ids(like, run), tokens=run.tokens or like.tokens)
             write_atomic(run_dir / "config.json", config.to_json(run))
             opened = found.open(part, found.run(part))
             with jax.set_mesh(opened.built.mesh), run.checkpoint.build(run_dir / "checkpoints") as checkpoints:
                 save_weights(checkpoints, opened.params, opened.variables)
         _remember(found, folder / MEMORY)
+
+
+def _of_ids(like: Run, run: Run) -> ObjectiveConfig:
+    """The objective of `like` over the ids of the checkpoint."""
+    ids: dict[str, Any] = {name: value for name, value in vars(run.objective).items() if name == "vocab"}
+    return like.objective.replace(**{name: value for name, value in ids.items() if name in vars(like.objective)})
 
 
 def _remember(source: Source, folder: Path) -> None:

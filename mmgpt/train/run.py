@@ -144,10 +144,23 @@ def build(run: Run) -> Built:
     model, objective = run.model, run.objective
     if grammar is not None:
         model, objective = model.fit(grammar.vocabulary), objective.fit(grammar.vocabulary)
+        _check_ids(model, objective, grammar)
     mesh = run.mesh.build()
     with jax.set_mesh(mesh):
         structure = Structure(objective.trained(model), run.seed)
     return Built(run, mesh, grammar, structure, objective.build(), run.optimizer.build(run.steps))
+
+
+def _check_ids(model: ModelConfig, objective: ObjectiveConfig, grammar: Grammar) -> None:
+    """ConfigError where a model's ids, as its config names them, are not those of the grammar over this tokenizer."""
+    used = grammar.vocabulary.used
+    rows, ids = vars(model).get("vocab", used), vars(objective).get("vocab", used)
+    if rows < used or ids != used:
+        raise ConfigError(
+            f"the {grammar.name} grammar over its text tokenizer has {used} ids, but the model is of {ids} ids and has "
+            f"{rows} rows: it was not trained with this grammar, or the tokenizer is of another model. Give "
+            "tokens.text and tokens.grammar as they were."
+        )
 
 
 def build_rows(built: Built, run_dir: Path | None) -> Rows:
