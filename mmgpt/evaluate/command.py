@@ -37,6 +37,7 @@ def evaluate(
     seed: int = 0,
     shots: int = 0,
     shot_media: bool = True,
+    frames: int = 8,
     template: str | None = None,
     stop: str = "",
     chat: bool = False,
@@ -65,6 +66,7 @@ def evaluate(
         seed: of sampling, and of the choice of examples.
         shots: examples with their answers before each question, caption or lm-eval prompt.
         shot_media: show the examples' pictures; False leaves only their words.
+        frames: of a clip that are shown with a question, evenly over it.
         template: how a question is asked, with {question} in it; for captions, words after the picture.
         stop: answers are cut at this text.
         chat: ask in the grammar's chat template, as a model tuned for instructions expects.
@@ -78,6 +80,7 @@ def evaluate(
         seed=seed,
         shots=shots,
         shot_media=shot_media,
+        frames=frames,
         template=template,
         stop=stop,
         chat=chat,
@@ -85,7 +88,7 @@ def evaluate(
         sampling=Sampling(guidance=guidance, image=image, seed=seed),
     )
     options.check()
-    subject = Subject(run, batch)
+    subject = Subject(run, batch, area)
     prompts, jobs = _prepared(tasks, options, subject)
     results: dict[str, Any] = {}
     table = Table("task", "metric", "value", "count")

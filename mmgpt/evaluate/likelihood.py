@@ -29,6 +29,13 @@ class Scored(NamedTuple):
     likeliest: np.ndarray
 
 
+def tokens_of(grammar: Grammar, ids: np.ndarray) -> Tokens:
+    """Ids that begin a document, to be scored: modality and weight are not those of training."""
+    zeros = np.zeros(len(ids), np.int32)
+    ids = np.asarray(ids, np.int32)
+    return Tokens(ids=ids, place=grammar.places(ids), modality=zeros, weight=np.ones(len(ids), np.float32))
+
+
 class Likelihood:
     """Scores sequences with an opened run, in rows of `row_length` tokens that hold several each.
 

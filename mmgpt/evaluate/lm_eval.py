@@ -6,7 +6,7 @@ unless this module is.
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,10 @@ from lm_eval.api.model import LM
 from lm_eval.utils import get_rolling_token_windows
 
 from mmgpt.core.document import Document
-from mmgpt.evaluate.likelihood import Likelihood, Scored
+from mmgpt.evaluate.likelihood import Likelihood, Scored, tokens_of
 from mmgpt.evaluate.subject import Subject
 from mmgpt.generate.decode import Generator, Prompt, Sampling
 from mmgpt.generate.sampler import Sampler
-from mmgpt.tokens.grammars.grammar import Tokens
 from mmgpt.tokens.text import TextError
 
 ROOM = 256
@@ -129,12 +128,7 @@ class TextModel(LM):
             return iter(())
         longest = -(-max(map(len, sequences)) // ROUND) * ROUND
         likelihood = Likelihood(self._opened, longest, self._batch)
-        return (found for _, found in likelihood.score(map(self._tokens, sequences)))
-
-    def _tokens(self, ids: Iterable[int]) -> Tokens:
-        array = np.array(list(ids), np.int32)
-        flat = np.zeros((len(array), 2), np.int32)  # text has no place in a picture
-        return Tokens(ids=array, place=flat, modality=flat[:, 0], weight=np.ones(len(array), np.float32))
+        return (found for _, found in likelihood.score(tokens_of(self._grammar, np.array(ids)) for ids in sequences))
 
 
 def _arguments(request: Instance) -> Any:

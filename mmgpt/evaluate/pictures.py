@@ -123,12 +123,18 @@ def fitted(frames: np.ndarray, area: int, multiple: int) -> np.ndarray:
     return np.stack([resize(frame, height, width) for frame in frames])
 
 
-def encoded(vision: VisionTokenizer, media: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """Code grids `[T, h, w, C]` of media `[T, H, W, 3]` whose sides the tokenizer takes; those of one size together."""
+def encoded(vision: VisionTokenizer, media: Sequence[np.ndarray], clips: Sequence[bool]) -> list[np.ndarray]:
+    """Code grids `[T, h, w, C]` of media `[T, H, W, 3]` whose sides the tokenizer takes.
+
+    What is no clip is a set of single pictures; those of one size are encoded together.
+    """
     by_size: dict[tuple[int, ...], list[int]] = defaultdict(list)
-    for number, frames in enumerate(media):
-        by_size[frames.shape[1:]].append(number)
     found: dict[int, np.ndarray] = {}
+    for number, (frames, clip) in enumerate(zip(media, clips, strict=True)):
+        if clip:
+            found[number] = vision.encode_clip(frames)
+        else:
+            by_size[frames.shape[1:]].append(number)
     for numbers in by_size.values():
         parts = [media[n] for n in numbers]
         codes = np.split(vision.encode(np.concatenate(parts)), np.cumsum([len(p) for p in parts])[:-1])

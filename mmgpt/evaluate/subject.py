@@ -7,12 +7,14 @@ from pathlib import Path
 from mmgpt.core.config import ConfigError
 from mmgpt.data.loader import PackedRows
 from mmgpt.generate.decode import Sampling
-from mmgpt.generate.model import Model, media_sizes, token_run
+from mmgpt.generate.model import Model, Size, media_sizes, token_run
+from mmgpt.interop.hf_config import is_hugging_face
+from mmgpt.interop.open import Source, open_folder
 from mmgpt.models import VisionConfig
 from mmgpt.tokenize.vision import VisionTokenizer
 from mmgpt.tokens.grammars.grammar import Grammar
 from mmgpt.tokens.text import TextTokenizer
-from mmgpt.train.run import Opened, Tokens, load_run, open_run
+from mmgpt.train.run import Opened, Run, Tokens, load_run
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,7 @@ class Options:
     seed: int = 0
     shots: int = 0
     shot_media: bool = True
+    frames: int = 8
     template: str | None = None
     stop: str = ""
     chat: bool = False
@@ -36,6 +39,7 @@ class Options:
             ("limit", self.limit, 1),
             ("batch", self.batch, 1),
             ("shots", self.shots, 0),
+            ("frames", self.frames, 1),
             ("area", self.area, 1),
         ):
             if value is not None and value < least:
@@ -43,11 +47,14 @@ class Options:
 
 
 class Subject:
-    """The model at `path`. Nothing of it is loaded before it is needed."""
+    """The model at `path`, whose config is read. Nothing else of it is loaded before it is needed.
 
-    def __init__(self, path: Path, batch: int = 50):
-        self.path, self.batch = path, batch
-        self._config = load_run(path)
+    `area` is that of pictures in pixels where the model tells no size: it was trained elsewhere.
+    """
+
+    def __init__(self, path: Path, batch: int = 50, area: int = 512 * 512):
+        self.path, self.batch, self.area = path, batch, area
+        self._config = _config(path)
 
     def require_tokens(self, what: str) -> None:
         """ConfigError where this is known to be no model over tokens, before anything is loaded."""
@@ -57,7 +64,7 @@ class Subject:
     @functools.cached_property
     def opened(self) -> Opened:
         """The model with its parameters."""
-        return open_run(self.path)
+        return open_folder(self.path)
 
     @property
     def tokens(self) -> tuple[Tokens, PackedRows.Config]:
@@ -84,7 +91,7 @@ class Subject:
     @functools.cached_property
     def vision_opened(self) -> Opened:
         """The image tokenizer with its parameters: this one, or the one that the model reads and draws with."""
-        return self.opened if self.is_tokenizer else open_run(Path(self.tokens[0].vision))
+        return self.opened if self.is_tokenizer else open_folder(Path(self.tokens[0].vision), part="vision")
 
     @functools.cached_property
     def vision(self) -> VisionTokenizer:
@@ -93,14 +100,38 @@ class Subject:
 
     @functools.cached_property
     def reads_clips(self) -> bool:
-        """Whether the model was trained on clips."""
-        return any(size[0] for size in media_sizes(self.tokens[1]))
+        """Whether the model was trained on clips, as far as is known."""
+        return any(T for T, _, _ in media_sizes(self.tokens[1]))
+
+    @functools.cached_property
+    def image_size(self) -> Size:
+        """The largest size of images that the model was trained on, `(0, H, W)` in places; ConfigError without any.
+
+        A model that was trained elsewhere is taken to know a square of `area`.
+        """
+        data = self.tokens[1]
+        if not data.sources:
+            side = int(self.area**0.5) // self.vision.patch
+            return 0, side, side
+        sizes = [size for size in media_sizes(data) if size[0] == 0]
+        if not sizes:
+            raise ConfigError(f"{self.path} was trained without pictures.")
+        return max(sizes, key=lambda size: size[1] * size[2])
 
     @functools.cached_property
     def model(self) -> Model:
         """The model ready to generate; it may open images only."""
         sizes = [size for size in media_sizes(self.tokens[1]) if size[0] == 0]
+        sizes = sizes if self.tokens[1].sources else [self.image_size]
         return Model(self.opened, self.text, self.vision, sizes, self.batch)
+
+
+def _config(path: Path) -> Run:
+    """The config of a run folder, or the one that a Hugging Face folder stands for."""
+    if not is_hugging_face(path):
+        return load_run(path)
+    source = Source(path)
+    return source.run("text" if source.holds("text") else "vision")
 
 
 def _kind(subject: Subject) -> str:

@@ -13,7 +13,7 @@ from mmgpt.evaluate import annotations as formats
 from mmgpt.evaluate.annotations import Annotation
 from mmgpt.evaluate.kinds import Job, one_path
 from mmgpt.evaluate.kinds._answers import JUDGES, Judge, cut
-from mmgpt.evaluate.likelihood import Likelihood
+from mmgpt.evaluate.likelihood import Likelihood, tokens_of
 from mmgpt.evaluate.metrics import captions
 from mmgpt.evaluate.pictures import encoded, fitted, is_clip, read_media, require_media
 from mmgpt.evaluate.subject import Options, Subject
@@ -23,8 +23,8 @@ from mmgpt.tokens.text import TextError
 
 TEMPLATES = {"captions": "", "vqa": "Question: {question} Short answer:", "words": "Question: {question} Short answer:"}
 TEMPLATES["choice"] = "Question: {question} Answer:"
-FRAMES = 8
-"""Frames of a clip that are shown, evenly over it."""
+LEAST_ROOM = 8
+"""Tokens that an answer needs at least."""
 
 
 class Pool:
@@ -77,15 +77,16 @@ class _Questions:
     def texts(self, judge: Judge) -> Outcome:
         """The model answers in words."""
         model, options = self.subject.model, self.options
-        sampling = options.sampling.replace(room=TEXT_ROOM, guidance=1.0, stop=self._stop())
+        sampling = options.sampling.replace(guidance=1.0, stop=self._stop())
         documents, made = [], []
         size = 4 * options.batch
         chunks = range(0, len(self.pool.annotations), size)
         for first in progress(chunks, label=judge.described.name):
             prompts = self._prompts(self.pool.annotations[first : first + size])
-            self._check(prompts, TEXT_ROOM)
+            free = self._free(prompts, LEAST_ROOM)
+            room = TEXT_ROOM if free >= TEXT_ROOM else free // LEAST_ROOM * LEAST_ROOM  # few rooms: few compilations
             documents += prompts
-            made += [self._answer(c) for c in model.go_on(prompts, sampling)]
+            made += [self._answer(c) for c in model.go_on(prompts, sampling.replace(room=room))]
         said = [m.made[0].text if m.made else "" for m in made]
         scores, judgements = judge.judged(self.pool.annotations, said)
         return Outcome(
@@ -104,16 +105,14 @@ class _Questions:
             part = self.pool.annotations[first : first + self.options.batch]
             prompts = self._prompts(part)
             options = [(p, text.encode(c)) for p, a in zip(prompts, part, strict=True) for c in a.choices]
-            longest = self._check(prompts, max(len(ids) for _, ids in options))
+            answer = max(len(ids) for _, ids in options)
+            longest = self.subject.tokens[1].row_length - self._free(prompts, answer) + answer
             likelihood = Likelihood(self.subject.opened, -(-longest // 128) * 128, self.options.batch)
-            heads = {id(p): len(grammar.encode(p, end=False).ids) for p in prompts}
-            whole = (
-                grammar.encode(Document(key="", segments=(*p.segments, Text(ids=np.array(ids, np.int32)))), end=False)
-                for p, ids in options
-            )
+            heads = {id(p): grammar.prompt(p) for p in prompts}
+            whole = (tokens_of(grammar, np.concatenate([heads[id(p)], ids])) for p, ids in options)
             scored = [found for _, found in likelihood.score(whole)]
             sums = iter(
-                [float(s.log_prob[heads[id(p)] - 1 :].sum()) for s, (p, _) in zip(scored, options, strict=True)]
+                [float(s.log_prob[len(heads[id(p)]) - 1 :].sum()) for s, (p, _) in zip(scored, options, strict=True)]
             )
             said += [max(a.choices, key={c: next(sums) for c in a.choices}.__getitem__) for a in part]
             documents += prompts
@@ -139,11 +138,13 @@ class _Questions:
             media |= {(self.examples.folder, e.media): None for e in examples if self.options.shot_media}
             media[self.pool.folder, annotation.media] = None
         model = self.subject.model
-        area = max((h * w for _, h, w in model.sizes), default=0) * model.vision.patch**2
-        if not area:
-            raise TaskError(f"{self.subject.path} was trained without pictures; it cannot be asked about any.")
-        frames = [fitted(read_media(folder, name, FRAMES), area, model.vision.patch) for folder, name in media]
-        codes = dict(zip(media, encoded(model.vision, frames), strict=True))
+        _, height, width = self.subject.image_size
+        area = height * width * model.vision.patch**2
+        frames = [
+            fitted(read_media(folder, name, self.options.frames), area, model.vision.patch) for folder, name in media
+        ]
+        clips = [self._is_clip(name) for _, name in media]
+        codes = dict(zip(media, encoded(model.vision, frames, clips), strict=True))
         documents = []
         for annotation, examples in zip(annotations, shots, strict=True):
             segments: list[Segment] = []
@@ -177,9 +178,12 @@ class _Questions:
     def _shown(self, name: str, codes: np.ndarray) -> list[Segment]:
         """A clip where the run was trained on clips, else its frames as pictures."""
         role = "user" if self.options.chat else ""
-        if is_clip(name) and self.subject.reads_clips:
+        if self._is_clip(name):
             return [Video(codes=codes, role=role)]
         return [Image(codes=grid, role=role) for grid in codes]
+
+    def _is_clip(self, name: str) -> bool:
+        return is_clip(name) and self.subject.reads_clips
 
     def _stop(self) -> int:
         """The id of the stop text where it is one piece; the answer is cut there in any case."""
@@ -195,13 +199,13 @@ class _Questions:
         made = Part(text=cut(text, (self.options.stop, "\n", lead if self.options.shots else "")))
         return Continuation(prompt=continuation.prompt, made=(made,), finished=continuation.finished)
 
-    def _check(self, prompts: Sequence[Document], room: int) -> int:
-        """The longest prompt with its answer, in tokens; TaskError where no row of the run holds it."""
+    def _free(self, prompts: Sequence[Document], least: int) -> int:
+        """Tokens that the longest prompt leaves of a row; TaskError where an answer of `least` has no room."""
         _, data = self.subject.tokens
-        longest = max(len(self.subject.grammar.encode(p, end=False).ids) for p in prompts)
-        if longest + room > data.row_length:
+        longest = max(len(self.subject.grammar.prompt(p)) for p in prompts)
+        if longest + least > data.row_length:
             raise TaskError(
-                f"a prompt takes {longest} tokens and an answer up to {room}, more than the {data.row_length} of a row "
-                "of the run. Give fewer --shots, or --shot-media False."
+                f"a prompt takes {longest} tokens and an answer {least} or more; a row of the run holds "
+                f"{data.row_length}. Give fewer --shots or --frames, or --shot-media False."
             )
-        return longest + room
+        return data.row_length - longest

@@ -1,4 +1,4 @@
-"""Frechet distance between pictures and what the model draws from their captions; what it draws is one picture each.
+"""Frechet distance between pictures and what the model draws from their captions, a picture for each.
 
 Captions and pictures come from a raw dataset, or from COCO's captions and a folder. It is FID where FEATURE is a
 function of yours that computes Inception's features; with another feature it is a distance of that feature alone.
@@ -13,6 +13,7 @@ from mmgpt.core.document import Document, Text
 from mmgpt.core.log import progress
 from mmgpt.data.record import Dataset
 from mmgpt.evaluate import annotations
+from mmgpt.evaluate.drawing import drawn_from
 from mmgpt.evaluate.kinds import Job, one_path
 from mmgpt.evaluate.metrics import features
 from mmgpt.evaluate.metrics.frechet import Moments, frechet_distance
@@ -49,33 +50,31 @@ def _captioned(dataset: Dataset) -> Iterator[Picture]:
 
 def _run(name: str, pictures: Iterator[Picture], feature: str, options: Options, subject: Subject) -> Outcome:
     model, feature_of = subject.model, features.load(feature, subject)
-    area = max((h * w for _, h, w in model.sizes), default=0) * model.vision.patch**2
-    if not area:
-        raise TaskError(f"{subject.path} was trained without pictures: it draws none.")
-    sampling = options.sampling.replace(room=model.longest_medium + 8)
+    _, height, width = subject.image_size
+    area = height * width * model.vision.patch**2
     truth, drawn = Moments(), Moments()
     documents, made = list[Document](), list[Continuation]()
     chunks = iter(lambda: list(itertools.islice(pictures, options.batch)), [])
     for number, part in enumerate(progress(chunks, label=name)):
         prompts = [_prompt(picture, subject, options) for picture in part]
         # each part draws with noise of its own, since rows are numbered within a call
-        found = model.go_on(prompts, sampling.replace(seed=options.seed + number))
+        found = drawn_from(model, prompts, (height, width), options.sampling.replace(seed=options.seed + number))
         for picture, continuation in zip(part, found, strict=True):
             truth.add(feature_of(fitted(picture.frames(), area, model.vision.patch)))
-            frames = _drawing(continuation)
-            if frames is not None:
-                drawn.add(feature_of(frames))
+            frames = continuation.made[0].frames
+            assert frames is not None
+            drawn.add(feature_of(frames))
         documents += prompts
         made += found
     if drawn.count < 2:
-        raise TaskError(f"{name}: of {len(documents)} captions the model drew {drawn.count} pictures; two are needed.")
-    scores = {"frechet": round(frechet_distance(truth, drawn), 4), "drawn": round(drawn.count / len(documents), 4)}
+        raise TaskError(f"{name}: found {drawn.count} captioned pictures; two are needed for a distance of sets.")
+    scores = {"frechet": round(frechet_distance(truth, drawn), 4)}
     described = Described(
         name=name,
         title="Text → image, as a set",
         about="How far the pictures that the model draws are from those that the captions belong to, taken together.",
         figure="frechet",
-        metrics={"frechet": f"Frechet distance, features: {feature}", "drawn": "captions of which a picture was made"},
+        metrics={"frechet": f"Frechet distance, features: {feature}"},
         numbers=frozenset({"frechet"}),
     )
     return Outcome(
@@ -83,15 +82,10 @@ def _run(name: str, pictures: Iterator[Picture], feature: str, options: Options,
         scores={**scores, "count": len(documents)},
         documents=tuple(documents),
         made=tuple(made),
-        judgements=tuple(Judgement(right=_drawing(m) is not None, truth="", shares={}) for m in made),
+        judgements=tuple(Judgement(right=True, truth="", shares={}) for _ in made),
     )
 
 
 def _prompt(picture: Picture, subject: Subject, options: Options) -> Document:
     ids = np.array(subject.text.encode(picture.caption), np.int32)
     return Document(key=picture.key, segments=(Text(ids=ids, role="user" if options.chat else ""),))
-
-
-def _drawing(continuation: Continuation) -> np.ndarray | None:
-    """The first picture made, uint8 `[1, H, W, 3]`."""
-    return next((part.frames[:1] for part in continuation.made if part.frames is not None), None)

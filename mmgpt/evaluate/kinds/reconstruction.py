@@ -122,7 +122,7 @@ def _run(name: str, pictures: Iterator[Picture], feature: str, options: Options,
 def _remade(subject: Subject, frames: np.ndarray, clip: bool) -> tuple[np.ndarray, np.ndarray]:
     """Codes of frames and what is decoded from them."""
     vision = subject.vision
-    if clip and vision.temporal > 1:
+    if clip:
         codes = vision.encode_clip(frames)
         return codes, vision.decode_clip(codes)[: len(frames)]
     codes = vision.encode(frames)
