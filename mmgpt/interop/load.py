@@ -16,7 +16,7 @@ import numpy as np
 from mmgpt.interop.names import Entry
 from mmgpt.interop.safetensors_folder import FolderError, SafetensorsFolder
 
-BLOCK = 32 << 20
+BLOCK = 16 << 20
 """Bytes that are read, converted and handed to a device at a time."""
 WEIGHTS = ("F32", "BF16", "F16")
 """Number formats of parameters: each converts to float32 and back without loss."""

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -88,6 +89,9 @@ def test_a_published_folder_opens_with_its_grammar_and_tokenizers(published: Pat
         assert (grammar.vocabulary.visual_start, grammar.vocabulary.used) == (START, START + CODES)
         vision = open_folder(Path(tokens.vision), part="vision")
         assert vision.built.run.model.codebooks == (CODES,)
+    half = open_folder(tmp_path / "run", dtype="bfloat16")
+    assert half.built.run.model.dtype == "bfloat16"
+    assert {leaf.dtype for leaf in jax.tree.leaves(half.params)} == {jnp.dtype(jnp.bfloat16)}
     assert Path(tokens.text).is_dir() and Path(tokens.text).is_relative_to(tmp_path / "run")
 
 

@@ -1,6 +1,7 @@
 """Safetensors folders: the library reads what we write, we read what it writes, and nothing hostile gets through."""
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from mmgpt.core.errors import UserError
-from mmgpt.interop.safetensors_folder import DTYPES, INDEX, FolderError, SafetensorsFolder, read_header
+from mmgpt.interop.safetensors_folder import DTYPES, HEADER_BYTES, INDEX, FolderError, SafetensorsFolder, read_header
 from mmgpt.interop.safetensors_writer import Planned, write_folder
 
 rng = np.random.default_rng(0)
@@ -127,6 +128,13 @@ def test_a_truncated_file_is_told(kept: int, tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:kept])
     with pytest.raises(FolderError, match=r"cut off|no JSON"):
         SafetensorsFolder(tmp_path / "f")
+
+
+def test_a_header_is_read_up_to_a_size(tmp_path: Path) -> None:
+    path = raw(tmp_path / "model.safetensors", b"{}", length=HEADER_BYTES + 1)
+    os.truncate(path, HEADER_BYTES + 100)  # a hole, which takes no space
+    with pytest.raises(FolderError, match="a header of 100000001 bytes"):
+        SafetensorsFolder(tmp_path)
 
 
 def test_an_index_reaches_no_file_outside_its_folder(tmp_path: Path) -> None:
