@@ -207,6 +207,18 @@ def _bench(args: list[str]) -> int:
     return _parse(bench_train, args, "bench train")
 
 
+def _bench_generate(args: list[str]) -> None:
+    from mmgpt.evaluate.bench_generate import bench_generate
+
+    return _parse(bench_generate, args, "bench generate")
+
+
+def _bench_tokenizer(args: list[str]) -> None:
+    from mmgpt.evaluate.bench_tokenizer import bench_tokenizer
+
+    return _parse(bench_tokenizer, args, "bench tokenizer")
+
+
 def _parsed(function: Callable[..., None], name: str) -> Callable[[list[str]], None]:
     return lambda args: _parse(function, args, name)
 
@@ -225,5 +237,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "tokenize data": (_parsed(tokenize_data, "tokenize data"), "raw datasets to ids and codes"),
     "convert": (_parsed(convert, "convert"), "Hugging Face folders in and out"),
     "config": (_config, "show a preset or a run's config"),
+    "bench generate": (_bench_generate, "speed of generation, bytes read on a TPU, passes of Jacobi decoding"),
+    "bench tokenizer": (_bench_tokenizer, "speed of the Emu3 vision tokenizer beside transformers'"),
     "bench train": (_bench, "speed of a training step beside a plain matmul"),
 }

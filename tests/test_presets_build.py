@@ -119,7 +119,6 @@ READERS = {
     "mmgpt.data.mixture:Change": ("mmgpt.data.loader",),
     "mmgpt.data.loader:RowsConfig": ("mmgpt.train.run",),
     "mmgpt.tokens.grammars.grammar:Weights": ("mmgpt.tokens.grammars.raster",),
-    "mmgpt.models:VisionConfig": ("mmgpt.tokenize.vision",),
 }
 """Configs that others than their own module read."""
 

@@ -59,14 +59,32 @@ class Halved(nnx.Module):
 
 
 class Doubled(nnx.Module):
-    """Twice the height and width: every pixel four times, then a 3 x 3 convolution."""
+    """Twice the height and width: every pixel four times, then a 3 x 3 convolution.
+
+    Of the nine pixels that a new one sees, some are the same old one. So each of the four new pixels in an old one's
+    place is a 2 x 2 convolution of old pixels by sums of weights: 16 products where 36 would be.
+    """
 
     def __init__(self, rngs: nnx.Rngs, channels: int):
         self.conv = Conv(rngs, channels, channels)
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
-        _, H, W, _ = x_BHWC.shape
-        return self.conv(repeated(x_BHWC, (2 * H, 2 * W)))
+        B, H, W, _ = x_BHWC.shape
+        rows = _halves(use(self.conv.kernel, x_BHWC.dtype), axis=0)
+        kernel = jnp.concatenate([part for row in rows for part in _halves(row, axis=1)], axis=3)
+        around = ((1, 1), (1, 1))
+        out = _window_sums(x_BHWC, kernel, (1, 1), around)  # [B, H + 1, W + 1, 4 O]: all four from every corner
+        outputs = out.shape[3] // 4
+        four = [[out[:, i : i + H, j : j + W, outputs * (2 * i + j) :][..., :outputs] for j in (0, 1)] for i in (0, 1)]
+        wide = [jnp.stack(pair, axis=3).reshape(B, H, 2 * W, outputs) for pair in four]
+        doubled = jnp.stack(wide, axis=2).reshape(B, 2 * H, 2 * W, outputs)
+        return doubled + _last(use(self.conv.bias, x_BHWC.dtype), 4)
+
+
+def _halves(kernel: jax.Array, axis: int) -> tuple[jax.Array, jax.Array]:
+    """Weights by old pixels, two of the three along `axis` falling on one, for the first new pixel and the second."""
+    first, middle, last = jnp.split(kernel, 3, axis=axis)
+    return jnp.concatenate([first, middle + last], axis=axis), jnp.concatenate([first + middle, last], axis=axis)
 
 
 def repeated(x_BHWC: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -99,9 +117,14 @@ class CausalConv(nnx.Module):
 def _convolved(
     x: jax.Array, kernel: Param, bias: Param, strides: tuple[int, ...], padding: tuple[tuple[int, int], ...]
 ) -> jax.Array:
+    return _window_sums(x, use(kernel, x.dtype), strides, padding) + _last(use(bias, x.dtype), x.ndim)
+
+
+def _window_sums(
+    x: jax.Array, kernel: jax.Array, strides: tuple[int, ...], padding: tuple[tuple[int, int], ...]
+) -> jax.Array:
     dimensions = ("NHWC", "HWIO", "NHWC") if x.ndim == 4 else ("NDHWC", "DHWIO", "NDHWC")
-    out = jax.lax.conv_general_dilated(x, use(kernel, x.dtype), strides, padding, dimension_numbers=dimensions)
-    return out + _last(use(bias, x.dtype), x.ndim)
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=dimensions)
 
 
 def _last(vector: jax.Array, ndim: int) -> jax.Array:
@@ -110,12 +133,15 @@ def _last(vector: jax.Array, ndim: int) -> jax.Array:
 
 
 class GroupNorm(nnx.Module):
-    """Normalisation over the pixels of `groups` groups of channels, in float32 (arXiv 1803.08494)."""
+    """Normalisation over the pixels of groups of channels, in float32 (arXiv 1803.08494).
 
-    def __init__(self, rngs: nnx.Rngs, channels: int, groups: int = GROUPS, epsilon: float = 1e-6):
+    There are 32 groups, or groups of two channels where their number is no multiple of that.
+    """
+
+    def __init__(self, rngs: nnx.Rngs, channels: int, epsilon: float = 1e-6):
         self.scale = param(rngs, "norm", (channels,), constant(1.0))
         self.bias = param(rngs, "norm", (channels,), zeros)
-        self.groups, self.epsilon = groups, epsilon
+        self.groups, self.epsilon = GROUPS if channels % GROUPS == 0 else channels // 2, epsilon
 
     def __call__(self, x_BHWC: jax.Array) -> jax.Array:
         x = x_BHWC.astype(jnp.float32)
@@ -127,9 +153,9 @@ class GroupNorm(nnx.Module):
     def _mean(self, x_BHWC: jax.Array) -> jax.Array:
         """Mean of each channel's group `[B, 1, 1, C]`: first over pixels, which a CPU does in whole vectors."""
         B, _, _, C = x_BHWC.shape
-        groups = jnp.mean(x_BHWC, axis=(1, 2)).reshape(B, self.groups, 1, C // self.groups)
-        mean = jnp.mean(groups, axis=3, keepdims=True)
-        return jnp.broadcast_to(mean, groups.shape).reshape(B, 1, 1, C)
+        groups = jnp.mean(x_BHWC, axis=(1, 2)).reshape(B, self.groups, C // self.groups)
+        mean = jnp.mean(groups, axis=2, keepdims=True)
+        return jnp.broadcast_to(mean, groups.shape).reshape(B, C)[:, None, None]
 
 
 class SpatialNorm(nnx.Module):

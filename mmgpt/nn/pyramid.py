@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmgpt.core.config import ConfigError
-from mmgpt.nn.conv import GROUPS, Conv, Doubled, GroupNorm, Halved, SpatialNorm, silu
+from mmgpt.nn.conv import Conv, Doubled, GroupNorm, Halved, SpatialNorm, silu
 
 
 class Pyramid(NamedTuple):
@@ -42,11 +42,8 @@ class Pyramid(NamedTuple):
         """ConfigError on sizes that make no coder."""
         if not self.multiples or min(self.channels, *self.multiples, self.blocks, self.heads, self.latent) < 1:
             raise ConfigError("model.channels, multiples, blocks, heads and latent must be at least 1.")
-        if any(width % GROUPS for width in (self.channels, *self.widths)):
-            raise ConfigError(
-                f"model.channels {self.channels} times model.multiples {self.multiples} must be multiples of {GROUPS}, "
-                "the groups of the norms."
-            )
+        if self.channels % 2:
+            raise ConfigError(f"model.channels is {self.channels}; it must be even, since norms take them in pairs.")
         attending = {len(self.widths) - 1, *self.attention}
         if not attending <= set(range(len(self.widths))) or any(self.widths[i] % self.heads for i in attending):
             raise ConfigError(
@@ -66,7 +63,7 @@ class Pyramid(NamedTuple):
             if i < last:
                 adds += 9 * wide * wide * places / 4  # halved
             if i > 0:
-                adds += 9 * wide * wide * places * 4  # doubled
+                adds += 16 * wide * wide * places  # doubled: 4 of 9 products for each of 4 pixels
             if i == last:
                 attentions += 2
                 adds += (

@@ -187,7 +187,7 @@ def test_training_counts_both_clips_of_the_decoder_as_one_batch() -> None:
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"channels": 48}, "multiples of 32"),
+        ({"channels": 33}, "must be even"),
         ({"temporal": 3}, "power of two"),
         ({"attention": (4,)}, "levels below 4"),
         ({"heads": 3}, "multiple of model.heads"),
