@@ -90,7 +90,7 @@ class IBQ(nnx.Module):
         return self._directed(self.quantise(hidden).astype(jnp.float32))
 
     def quantized(self, z_BHWD: jax.Array, commitment: float) -> Quantized:
-        """What training makes of latents `[B, h, w, dim]`: the code of the largest dot product, with a gradient for all."""
+        """What training makes of latents `[B, h, w, dim]`: the code of the largest dot product."""
         return index_backpropagation(z_BHWD, self.vectors_of_codes(), commitment)
 
     def pixels(self, vectors_BHWC: jax.Array, train: bool = False) -> jax.Array:

@@ -18,7 +18,7 @@ from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import Batch
 from mmgpt.models import ModelConfig, lpips
 from mmgpt.models.discriminator import PatchGAN, hinge
-from mmgpt.nn.image_metrics import psnr, ssim
+from mmgpt.nn.image_metrics import SIDE, psnr, ssim
 from mmgpt.nn.param import Variable
 from mmgpt.nn.quantize import entropies
 from mmgpt.objectives.objective import Loss, ObjectiveConfig, SumWeight, counted
@@ -111,7 +111,7 @@ class VqGan:
             terms |= self._adversary(model.discriminator, pixels, drawn, weight_B, train)
         inside = jax.lax.stop_gradient(jnp.clip(drawn, -1.0, 1.0))
         metrics = {"psnr": _mean(psnr(inside, pixels), weight_B)}
-        if not train:
+        if not train and min(pixels.shape[1:3]) >= SIDE:
             metrics["ssim"] = _mean(ssim(inside, pixels), weight_B)
         counts = {"codes": counted(found.code, weight_BHW, found.scores.shape[-1])}
         variables = nnx.to_pure_dict(nnx.state(model, Variable)) if train else None

@@ -24,7 +24,7 @@ from mmgpt.train.state import Structure
 from mmgpt.train.step import make_evaluation, make_step, place
 from tests import tiny
 
-SIDE, PATCH, CODES, DIM = 16, 4, 24, 4
+SIDE, PATCH, CODES, DIM = 16, 4, 16, 4
 
 
 class Small(nnx.Module):
@@ -87,16 +87,18 @@ OPTIMIZER = Grouped(
 
 
 def pictures(rows: int, seed: int) -> Batch:
-    """Bars and dots of a few colours on grey: a few dozen kinds of patches."""
+    """A bar across or a block in one of three colours on grey: two dozen kinds of patches."""
     rng = np.random.default_rng(seed)
     feats = np.full((rows, SIDE, SIDE, 3), 0.6, np.float32)
     inks = np.array([[-1, -1, -1], [1, -0.8, -0.8], [-0.8, -0.6, 1]], np.float32)
     for picture in feats:
         ink, row, column = inks[rng.integers(3)], *(4 * rng.integers(0, 4, 2))
         if rng.integers(2):
-            picture[row : row + 2] = ink
+            first = row + rng.integers(0, 3)
+            picture[first : first + 2] = ink
         else:
-            picture[row : row + 4, column + 1 : column + 3] = ink
+            first = column + rng.integers(0, 4)
+            picture[row : row + 4, first : column + 4] = ink
     stream = Stream(feats=feats, weight=np.ones((rows, 1), np.float32), kind="pixels")
     return Batch(streams={"pixels": stream}, visibility={}, row_id=np.arange(rows, dtype=np.int64))
 
@@ -216,7 +218,7 @@ def test_training_reconstructs_and_uses_its_codes(quantizer: Any, one_device) ->
     evaluate = make_evaluation(structure, objective)
     loss = evaluate(state["params"], state["variables"], place(seen))
     figures = {name: float(mean(pair)) for name, pair in loss.figures().items()}
-    assert first is not None and figures["psnr"] > first + 8 and figures["ssim"] > 0.8
+    assert first is not None and figures["psnr"] > first + 7 and figures["ssim"] > 0.5
     assert figures["use/codes"] > 0.6 and 1 < figures["perplexity/codes"] < CODES
     # The counts are those of the codes, and add up over batches.
     parts = [pictures(64, 999) for _ in range(2)]

@@ -11,7 +11,7 @@ from jax.sharding import PartitionSpec as P
 
 from mmgpt.core.config import ConfigError
 from mmgpt.dist.mesh import Mesh
-from mmgpt.train.optimizer import Muon, Optimizer
+from mmgpt.train.optimizer import Group, Grouped, Muon, Optimizer
 
 
 @pytest.fixture(autouse=True)
@@ -87,6 +87,43 @@ def test_muon_turns_stacked_matrices_and_steps_the_rest_by_adam_with_nesterov() 
         values = np.linalg.svd(step, compute_uv=False)
         assert values.max() / values.min() < 2.5  # about orthogonal: Newton-Schulz stops early
         assert np.sum(step * np.asarray(grads["stack"]["stacked"][name]).reshape(shape)) < 0  # downhill
+
+
+def test_each_group_has_its_own_optimizer_and_clipped_norm_and_a_frozen_one_no_moments() -> None:
+    mine = Optimizer.Config(learning_rate=1e-3, warmup=2, b1=0.5, b2=0.9, weight_decay=0.0, clip=0.1)
+    config = Grouped(
+        learning_rate=1e-2,
+        warmup=3,
+        weight_decay=0.2,
+        clip=0.5,
+        groups=(Group(path="mlp", optimizer=mine), Group(path="norm/scale")),
+    )
+    ours, params = config.build(20), tree(0)
+    state, start, step = ours.init(params), params, jax.jit(ours.update)
+    moments = [name for name in state if "/mu/" in name]
+    assert sorted(name.split("/mu/")[1] for name in moments) == ["first_bias", "head", "mlp/gate"]
+    rest = Optimizer.Config(learning_rate=1e-2, warmup=3, weight_decay=0.2, clip=0.5).build(20)
+    alone = {"mlp": mine.build(20), "rest": rest}
+    parts: dict[str, Any] = {"mlp": {"mlp": params["mlp"]}, "rest": {k: params[k] for k in ("first_bias", "head")}}
+    states = {name: optimizer.init(parts[name]) for name, optimizer in alone.items()}
+    for i in range(5):
+        grads = jax.tree.map(lambda x, i=i: x * (1 + i), tree(i + 1))
+        params, state = step(grads, state, params)
+        for name, optimizer in alone.items():
+            of_part = {k: grads[k] for k in parts[name]}
+            parts[name], states[name] = optimizer.update(of_part, states[name], parts[name])
+    assert np.array_equal(params["norm"]["scale"], start["norm"]["scale"])
+    for name, part in (parts["mlp"] | parts["rest"]).items():
+        jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), params[name], part)
+        assert not jax.tree.all(jax.tree.map(np.array_equal, params[name], start[name]))
+
+
+def test_a_group_of_nothing_is_told() -> None:
+    optimizer = Grouped(warmup=1, groups=(Group(path="mlp"), Group(path="ml"))).build(5)
+    with pytest.raises(ConfigError, match=r"no parameter lies below ml; the model has first_bias, head, mlp, norm"):
+        optimizer.init(tree(0))
+    with pytest.raises(ConfigError, match=r"optimizer\.warmup 7 is not shorter"):
+        Grouped(warmup=1, groups=(Group(path="mlp", optimizer=Optimizer.Config(warmup=7)),)).build(5)
 
 
 @pytest.mark.parametrize("layers", [4, 3])
