@@ -61,8 +61,8 @@ def copy(llama: Path, tmp_path: Path) -> Path:
     return shutil.copytree(llama, tmp_path / "hf")
 
 
-LONG = (("emu3 vision", True), ("emu3 whole", False))
-"""Where hundreds of small arrays take their time, the other number format says it too."""
+LONG = (("emu3 vision", True), ("emu3 vision", False), ("emu3 whole", False))
+"""Hundreds of small arrays take their time; the whole in the other number format holds them too."""
 
 
 @pytest.mark.parametrize(
