@@ -131,7 +131,7 @@ class Generator:
         inputs = Inputs(ids, position, padding, np.stack(states), room, rows.astype(np.int32))
         built = self.opened.built
         with jax.set_mesh(built.mesh):
-            compiled = _compiled(built.structure, self.automaton, sampling.replace(seed=0), self.scan)
+            compiled = compiled_for(built.structure, self.automaton, sampling.replace(seed=0), self.scan)
             arrays = jax.tree.map(jnp.asarray, inputs)
             new, passes = compiled(self.opened.params, self.opened.variables, arrays, jax.random.key(sampling.seed))
         made = zip(branches, np.asarray(new), np.asarray(passes), strict=False)
@@ -143,7 +143,7 @@ class Generator:
 
 
 @functools.lru_cache(maxsize=64)
-def _compiled(structure: Any, automaton: Automaton, sampling: Sampling, scan: bool) -> Any:
+def compiled_for(structure: Any, automaton: Automaton, sampling: Sampling, scan: bool) -> Any:
     """The jitted prefill and decoding loop of one model, grammar and way of sampling."""
 
     def run(params: Any, variables: Any, inputs: Inputs, key: jax.Array) -> tuple[jax.Array, jax.Array]:

@@ -22,7 +22,7 @@ FREE = Sampler(temperature=1.0)
 class Pixels:
     """An image tokenizer that shows codes as grey patches."""
 
-    patch = 4
+    patch, temporal = 4, 1
     codebooks = tiny.BOOKS
 
     def decode(self, codes: np.ndarray) -> np.ndarray:
