@@ -4,7 +4,7 @@ import time
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import tyro
 from rich.table import Table
@@ -19,7 +19,6 @@ from mmgpt.evaluate.subject import Options, Subject
 from mmgpt.evaluate.tasks import LABEL, Outcome, Prompts, Task, TaskError, load_prompts, sampling_of, scores
 from mmgpt.generate.decode import Sampling
 from mmgpt.generate.model import Continuation, Model
-from mmgpt.generate.sampler import Sampler
 
 TASKS: dict[str, Task] = {**SHAPES, LABEL.name: LABEL}
 """All tasks by the name that prompts have in their meta."""
@@ -29,19 +28,7 @@ def evaluate(
     run: tyro.conf.Positional[Path],
     tasks: tuple[str, ...],
     json: Path | None = None,
-    guidance: float = 1.0,
-    temperature: float = 0.0,
-    top_p: float = 1.0,
-    limit: int | None = None,
-    batch: int = 50,
-    seed: int = 0,
-    shots: int = 0,
-    shot_media: bool = True,
-    frames: int = 8,
-    template: str | None = None,
-    stop: str = "",
-    chat: bool = False,
-    area: int = 512 * 512,
+    options: Annotated[Options, tyro.conf.arg(name="")] = Options(),  # noqa: B008
 ) -> None:
     """Scores a run on tasks and keeps what it made under RUN/eval, for `mmgpt report`.
 
@@ -58,37 +45,11 @@ def evaluate(
         run: run folder, or Hugging Face folder, of a model over tokens or an image tokenizer.
         tasks: what to evaluate, in order.
         json: write the scores, {task: {metric: value, "count": prompts}, "seconds": s}.
-        guidance: classifier-free guidance where the task allows it; 1 turns it off.
-        temperature: of visual codes; 0 takes the likeliest.
-        top_p: smallest set of visual codes with this probability that is sampled from.
-        limit: prompts of each task at most.
-        batch: prompts that are generated at once.
-        seed: of sampling, and of the choice of examples.
-        shots: examples with their answers before each question, caption or lm-eval prompt.
-        shot_media: show the examples' pictures; False leaves only their words.
-        frames: of a clip that are shown with a question, evenly over it.
-        template: how a question is asked, with {question} in it; for captions, words after the picture.
-        stop: answers are cut at this text.
-        chat: ask in the grammar's chat template, as a model tuned for instructions expects.
-        area: pixels of a picture at most in `reconstruction`.
+        options: how.
     """
     begin = time.perf_counter()
-    image = Sampler(temperature=temperature, top_p=top_p)
-    options = Options(
-        limit=limit,
-        batch=batch,
-        seed=seed,
-        shots=shots,
-        shot_media=shot_media,
-        frames=frames,
-        template=template,
-        stop=stop,
-        chat=chat,
-        area=area,
-        sampling=Sampling(guidance=guidance, image=image, seed=seed),
-    )
     options.check()
-    subject = Subject(run, batch, area)
+    subject = Subject(run, options.batch, options.area)
     prompts, jobs = _prepared(tasks, options, subject)
     results: dict[str, Any] = {}
     table = Table("task", "metric", "value", "count")
@@ -108,6 +69,8 @@ def evaluate(
 
 def _prepared(specs: Sequence[str], options: Options, subject: Subject) -> tuple[dict[int, Prompts], dict[int, Job]]:
     """Prompts and other evaluations by their place in the order; all that is wrong with them is told here."""
+    if not specs:
+        raise TaskError(f"--tasks: name at least one. Give folders of tokenised prompts, or:\n{kinds.usage()}")
     if len(set(specs)) < len(specs):
         raise TaskError("--tasks: one is given twice.")
     prompts: dict[int, Prompts] = {}

@@ -8,6 +8,7 @@ from mmgpt.core.config import ConfigError
 from mmgpt.data.loader import PackedRows
 from mmgpt.generate.decode import Sampling
 from mmgpt.generate.model import Model, Size, media_sizes, token_run
+from mmgpt.generate.sampler import Sampler
 from mmgpt.interop.hf_config import is_hugging_face
 from mmgpt.interop.open import Source, open_folder
 from mmgpt.models import VisionConfig
@@ -19,19 +20,40 @@ from mmgpt.train.run import Opened, Run, Tokens, load_run
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Options:
-    """How to evaluate; `mmgpt eval --help` says each."""
+    """How to evaluate: the flags of `mmgpt eval`."""
 
     limit: int | None = None
+    """Prompts of each task at most."""
     batch: int = 50
+    """Prompts that are worked on at once."""
     seed: int = 0
+    """Of sampling, and of the choice of examples."""
+    guidance: float = 1.0
+    """Classifier-free guidance where the task allows it; 1 turns it off."""
+    temperature: float = 0.0
+    """Of visual codes; 0 takes the likeliest."""
+    top_p: float = 1.0
+    """Smallest set of visual codes with this probability that is sampled from."""
     shots: int = 0
+    """Examples with their answers before each question, caption or text of lm-eval."""
     shot_media: bool = True
+    """Show the examples' pictures; False leaves only their words."""
     frames: int = 8
+    """Of a clip that are shown with a question, evenly over it."""
     template: str | None = None
+    """How a question is asked, with {question} in it; for captions, words after the picture."""
     stop: str = ""
+    """Answers are cut at this text."""
     chat: bool = False
+    """Ask in the grammar's chat template, as a model tuned for instructions expects."""
     area: int = 512 * 512
-    sampling: Sampling = dataclasses.field(default_factory=Sampling)
+    """Pixels of a picture at most in `reconstruction`; of a drawn one, where the model was trained elsewhere."""
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the model samples; tasks set the room."""
+        image = Sampler(temperature=self.temperature, top_p=self.top_p)
+        return Sampling(guidance=self.guidance, image=image, seed=self.seed)
 
     def check(self) -> None:
         """ConfigError on numbers that make no evaluation."""
@@ -44,6 +66,7 @@ class Options:
         ):
             if value is not None and value < least:
                 raise ConfigError(f"--{name} is {value}; give {least} or more.")
+        _ = self.sampling  # tells a wrong temperature or top_p
 
 
 class Subject:

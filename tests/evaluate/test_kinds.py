@@ -19,7 +19,7 @@ from mmgpt.evaluate.metrics.vqa import normalised, vqa_accuracy
 from mmgpt.evaluate.pictures import read_media
 from mmgpt.evaluate.records import Records, load_records
 from mmgpt.evaluate.report import report
-from mmgpt.evaluate.subject import Subject
+from mmgpt.evaluate.subject import Options, Subject
 from mmgpt.tokens.grammars.grammar import Tokens
 from tests import tiny
 from tests.evaluate.forward import log_probs
@@ -85,7 +85,7 @@ class Scored:
 
 
 def scored_by(run: Path, specs: tuple[str, ...], out: Path, **options: Any) -> Scored:
-    evaluate(run, specs, json=out / "scores.json", batch=4, **options)
+    evaluate(run, specs, json=out / "scores.json", options=Options(batch=4, **options))
     return Scored(run, json.loads((out / "scores.json").read_text()))
 
 
@@ -267,7 +267,13 @@ def test_wrong_options_are_told_before_anything_is_loaded(
     monkeypatch.setattr("mmgpt.evaluate.subject.open_folder", lambda *a, **k: pytest.fail("a model was loaded"))
     spec = f"vqa={files / 'questions.json'},{files / 'answers.json'},{files / 'media'}"
     with pytest.raises(UserError, match=told):
-        evaluate(model_run, (spec,), **options)
+        evaluate(model_run, (spec,), options=Options(**options))
+
+
+def test_no_task_and_one_twice_are_told(model_run: Path, raw: Path):
+    for specs, told in (((), "name at least one"), ((f"fid={raw}",) * 2, "given twice")):
+        with pytest.raises(UserError, match=told):
+            evaluate(model_run, specs)
 
 
 def test_a_tokenizer_takes_no_task_of_tokens(model_run: Path, raw: Path):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmgpt.evaluate.command import evaluate
-from mmgpt.evaluate.subject import Subject
+from mmgpt.evaluate.subject import Options, Subject
 from mmgpt.evaluate.tasks import TaskError
 from mmgpt.generate.decode import Prompt, Sampling
 from tests import tiny
@@ -141,7 +141,7 @@ def test_texts_are_generated_up_to_the_stop(model: TextModel):
 
 def test_lm_evals_tasks_run_on_a_run_folder(model_run: Path, model: TextModel, folder: Path, tmp_path: Path):
     specs = tuple(f"lm_eval={name},{folder / 'yaml'}" for name in TASKS)
-    evaluate(model_run, specs, json=tmp_path / "scores.json", batch=4)
+    evaluate(model_run, specs, json=tmp_path / "scores.json", options=Options(batch=4))
     scores = json.loads((tmp_path / "scores.json").read_text())
     right = 0
     for document in DOCUMENTS:
@@ -159,7 +159,7 @@ def test_lm_evals_tasks_run_on_a_run_folder(model_run: Path, model: TextModel, f
 
 def test_examples_come_before_the_question(model_run: Path, folder: Path, tmp_path: Path):
     spec = f"lm_eval=tiny_choice,{folder / 'yaml'}"
-    evaluate(model_run, (spec,), json=tmp_path / "scores.json", shots=1, limit=2, batch=4)
+    evaluate(model_run, (spec,), json=tmp_path / "scores.json", options=Options(shots=1, limit=2, batch=4))
     assert json.loads((tmp_path / "scores.json").read_text())["lm_eval-tiny_choice"]["count"] == 2
 
 

@@ -13,6 +13,7 @@ from mmgpt.data.mixture import is_held_out
 from mmgpt.data.record import Dataset
 from mmgpt.evaluate.command import evaluate
 from mmgpt.evaluate.likelihood import Likelihood
+from mmgpt.evaluate.subject import Options
 from mmgpt.evaluate.tasks import TaskError
 from mmgpt.train.run import Opened, open_run
 from tests import tiny
@@ -55,7 +56,7 @@ def by_modality(opened: Opened, documents: list[Document]) -> dict[str, tuple[fl
 
 
 def scores_of(run: Path, spec: str, tmp_path: Path, **options: Any) -> dict[str, float]:
-    evaluate(run, (spec,), json=tmp_path / "scores.json", **options)
+    evaluate(run, (spec,), json=tmp_path / "scores.json", options=Options(**options))
     found = json.loads((tmp_path / "scores.json").read_text())
     return found[next(name for name in found if name.startswith("perplexity-"))]
 

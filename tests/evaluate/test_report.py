@@ -16,6 +16,7 @@ from mmgpt.evaluate.command import TASKS, evaluate
 from mmgpt.evaluate.records import RecordsError, load_records
 from mmgpt.evaluate.report import ReportError, report
 from mmgpt.evaluate.samples import sample_hook
+from mmgpt.evaluate.subject import Options
 from mmgpt.train.run import Opened, Run, build
 
 
@@ -24,7 +25,7 @@ def scored(model_run: Path) -> Path:
     """The folder of the run, with scores of every task there are prompts for."""
     folder = model_run.parent
     prompts = tuple(str(path) for path in sorted((folder / "prompts").iterdir()))
-    evaluate(model_run, prompts, json=folder / "scores.json", batch=8)
+    evaluate(model_run, prompts, json=folder / "scores.json", options=Options(batch=8))
     report(folder, examples=2)
     return folder
 
