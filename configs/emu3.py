@@ -1,7 +1,8 @@
 """Emu3 (8B, arXiv 2409.18869) and Emu3.5 (34B, arXiv 2510.26583) at full size: to pretrain, or to go on from weights.
 
     mmgpt train emu3_8b --data.sources.0.path DATASET       weights and moments take 102 GB, gradients 34 GB
-    mmgpt convert Emu3-Stage1 runs/emu3 --like emu3_8b      the published weights, then `mmgpt train runs/emu3`
+    mmgpt convert Emu3-Stage1 runs/emu3 --like emu3_8b --vision Emu3-VisionTokenizer
+                                                            the published weights, then `mmgpt train runs/emu3`
     mmgpt train emu3_5_34b                                  410 GB and 137 GB
 
 At 40 % of the peak of 512 TPU v5p a step takes 8 s for Emu3 and 32 s for Emu3.5, by their operations; neither was

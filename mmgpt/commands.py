@@ -192,6 +192,7 @@ def convert(
     to: str | None = None,
     dtype: Literal["float32", "bfloat16", "float16"] | None = None,
     like: str | None = None,
+    vision: Path | None = None,
     shard_bytes: int = 5 * 10**9,
     overwrite: bool = False,
 ) -> None:
@@ -203,6 +204,7 @@ def convert(
         to: family to write: emu3, emu3_5, qwen3, llama, chameleon; by default where the run came from.
         dtype: number format to write; by default as in the checkpoint that the run came from, else float32.
         like: preset that the run folder takes everything from but model and tokens, its data above all.
+        vision: folder of the image tokenizer, where it was published apart from the model.
         shard_bytes: size of a file at most.
         overwrite: replace a model that is there.
     """
@@ -213,4 +215,13 @@ def convert(
     preset = None if like is None else presets.preset(like)
     if preset is not None and not isinstance(preset, Run):
         raise ConfigError(f"--like {like} is a {type(preset).__name__}, expected the preset of a training run.")
-    interop.convert(source, out, to=to, dtype=dtype, like=preset, shard_bytes=shard_bytes, overwrite=overwrite)
+    interop.convert(
+        source,
+        out,
+        to=to,
+        dtype=dtype,
+        like=preset,
+        vision=vision,
+        shard_bytes=shard_bytes,
+        overwrite=overwrite,
+    )

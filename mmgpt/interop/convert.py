@@ -26,6 +26,7 @@ from mmgpt.interop.open import Source, entries
 from mmgpt.interop.open import copy_small_files as copy_small
 from mmgpt.interop.safetensors_folder import SafetensorsFolder
 from mmgpt.interop.safetensors_writer import SHARD_BYTES, Planned, write_file, write_folder
+from mmgpt.models import VisionConfig
 from mmgpt.models.decoder import Decoder
 from mmgpt.models.movq import MoVQ
 from mmgpt.objectives.objective import ObjectiveConfig
@@ -48,12 +49,17 @@ class Notes:
     metadata: dict[str, str]
 
 
-def to_run(source: Path, out: Path, *, like: Run | None = None, overwrite: bool = False) -> None:
+def to_run(
+    source: Path, out: Path, *, like: Run | None = None, vision: Path | None = None, overwrite: bool = False
+) -> None:
     """Writes a run folder at step 0 from a Hugging Face folder; an image tokenizer in it becomes the run `out/vision`.
 
-    `like` gives the decoder's run everything but model and tokens. ConfigError, FolderError, OSError.
+    `like` gives the decoder's run everything but model and tokens, `vision` is the folder of an image tokenizer that
+    was published apart. ConfigError, FolderError, OSError.
     """
     found = Source(source)
+    if vision is not None:
+        _check_vision(found, vision)
     main: Literal["text", "vision"] = "text" if found.holds("text") else "vision"
     with whole_folder(out, overwrite) as folder:
         for part in ("text", "vision"):
@@ -62,6 +68,8 @@ def to_run(source: Path, out: Path, *, like: Run | None = None, overwrite: bool 
             run_dir = folder if part == main else folder / "vision"
             run_dir.mkdir(exist_ok=True)
             run = found.run(part, text=out / MEMORY, vision=out / "vision")
+            if vision is not None and run.tokens is not None:
+                run = run.replace(tokens=run.tokens.replace(vision=str(vision)))
             if like is not None and part == "text":
                 run = like.replace(model=run.model, objective=_of_ids(like, run), tokens=run.tokens or like.tokens)
             write_atomic(run_dir / "config.json", config.to_json(run))
@@ -69,6 +77,19 @@ def to_run(source: Path, out: Path, *, like: Run | None = None, overwrite: bool 
             with jax.set_mesh(opened.built.mesh), run.checkpoint.build(run_dir / "checkpoints") as checkpoints:
                 save_weights(checkpoints, opened.params, opened.variables)
         _remember(found, folder / MEMORY)
+
+
+def _check_vision(source: Source, folder: Path) -> None:
+    """ConfigError where this is no image tokenizer that the decoder's ids are made for."""
+    model = Source(folder).described.vision if is_hugging_face(folder) else load_run(folder).model
+    tokens = source.run("text").tokens
+    if tokens is None:
+        raise ConfigError(
+            f"--vision {folder}: {source.folder} has no text tokenizer, or a layout that is not known here."
+        )
+    if not isinstance(model, VisionConfig) or model.codebooks != tokens.codebooks:
+        found = model.codebooks if isinstance(model, VisionConfig) else "none"
+        raise ConfigError(f"--vision {folder}: its codebooks are {found}, the model's ids are of {tokens.codebooks}.")
 
 
 def _of_ids(like: Run, run: Run) -> ObjectiveConfig:
@@ -255,6 +276,7 @@ def convert(
     to: str | None = None,
     dtype: Format | None = None,
     like: Run | None = None,
+    vision: Path | None = None,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
 ) -> None:
@@ -262,8 +284,8 @@ def convert(
     if is_hugging_face(source):
         if to is not None or dtype is not None:
             raise ConfigError("--to and --dtype say how a Hugging Face folder is written; this one is read.")
-        to_run(source, out, like=like, overwrite=overwrite)
+        to_run(source, out, like=like, vision=vision, overwrite=overwrite)
         return
-    if like is not None:
-        raise ConfigError("--like says what a run that is written trains on; this one is read.")
+    if like is not None or vision is not None:
+        raise ConfigError("--like and --vision say what a run is written with; this one is read.")
     to_hugging_face(source, out, family=to, dtype=dtype, shard_bytes=shard_bytes, overwrite=overwrite)

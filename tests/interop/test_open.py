@@ -103,6 +103,21 @@ def test_without_the_image_tokenizer_its_codes_are_the_last_ids(published: Path,
     assert tokens is not None and tokens.codebooks == (CODES,) and tokens.vision == ""
 
 
+def test_an_image_tokenizer_that_was_published_apart_joins_its_model(published: Path, tmp_path: Path) -> None:
+    folder = reference.save(reference.emu3(**SIZES), tmp_path / "hf")
+    shutil.copy(published / "tiny.tiktoken", folder)
+    fits = reference.save(reference.emu3_vision(), tmp_path / "vision")
+    convert(folder, tmp_path / "run", vision=fits)
+    tokens = load_run(tmp_path / "run").tokens
+    assert tokens is not None and tokens.vision == str(fits)
+    body = json.loads((fits / "config.json").read_text())
+    (fits / "config.json").write_text(json.dumps(body | {"codebook_size": 65}))
+    with pytest.raises(UserError, match=r"quantize\.embedding\.weight: shape \[64, 4\], expected \[65, 4\]"):
+        convert(folder, tmp_path / "other", vision=fits)
+    with pytest.raises(ConfigError, match="codebooks are none"):
+        convert(folder, tmp_path / "other", vision=tmp_path / "run")
+
+
 @pytest.mark.parametrize(
     ("ids", "message"),
     [
