@@ -75,7 +75,8 @@ class IBQ(nnx.Module):
         self.encoder = Encoder(rngs, c.pyramid)
         self.quantise = Conv(rngs, c.latent, c.dim, side=1)
         axes = "codes embed" if c.dim % 32 == 0 else "codes channels"
-        self.codebook = param(rngs, axes, (c.codes, c.dim), normal(1.0 if c.normalised else c.dim**-0.5))
+        # Of this length, so that a softmax over dot products is neither flat nor settled and moves many codes.
+        self.codebook = param(rngs, axes, (c.codes, c.dim), normal(1.0))
         self.restore = Conv(rngs, c.dim, c.latent, side=1)
         self.decoder = Decoder(rngs, c.pyramid)
 
