@@ -29,11 +29,11 @@ class Scored(NamedTuple):
     likeliest: np.ndarray
 
 
-def tokens_of(grammar: Grammar, ids: np.ndarray) -> Tokens:
-    """Ids that begin a document, to be scored: modality and weight are not those of training."""
-    zeros = np.zeros(len(ids), np.int32)
-    ids = np.asarray(ids, np.int32)
-    return Tokens(ids=ids, place=grammar.places(ids), modality=zeros, weight=np.ones(len(ids), np.float32))
+def tokens_of(ids: Sequence[int] | np.ndarray, place: np.ndarray | None = None) -> Tokens:
+    """Ids to be scored, of text alone without `place`: modality and weight are not those of training."""
+    array, flat = np.array(ids, np.int32), np.zeros((len(ids), 2), np.int32)
+    weight = np.ones(len(ids), np.float32)
+    return Tokens(ids=array, place=flat if place is None else place, modality=flat[:, 0], weight=weight)
 
 
 class Likelihood:

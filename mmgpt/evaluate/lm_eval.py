@@ -128,7 +128,7 @@ class TextModel(LM):
             return iter(())
         longest = -(-max(map(len, sequences)) // ROUND) * ROUND
         likelihood = Likelihood(self._opened, longest, self._batch)
-        return (found for _, found in likelihood.score(tokens_of(self._grammar, np.array(ids)) for ids in sequences))
+        return (found for _, found in likelihood.score(map(tokens_of, sequences)))
 
 
 def _arguments(request: Instance) -> Any:

@@ -164,7 +164,7 @@ def test_examples_come_before_the_question(model_run: Path, folder: Path, tmp_pa
 
 
 def test_an_unknown_task_is_told_before_the_model_is_loaded(model_run: Path, folder: Path, monkeypatch):
-    monkeypatch.setattr("mmgpt.evaluate.subject.open_run", lambda path: pytest.fail("the model was loaded"))
+    monkeypatch.setattr("mmgpt.evaluate.subject.open_folder", lambda *a, **k: pytest.fail("the model was loaded"))
     with pytest.raises(TaskError, match=r"no task 'tiny_choise'\. Did you mean tiny_choice"):
         evaluate(model_run, (f"lm_eval=tiny_choise,{folder / 'yaml'}",))
     with pytest.raises(TaskError, match="no such folder of task files"):

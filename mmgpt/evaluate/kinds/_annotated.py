@@ -109,8 +109,8 @@ class _Questions:
             longest = self.subject.tokens[1].row_length - self._free(prompts, answer) + answer
             likelihood = Likelihood(self.subject.opened, -(-longest // 128) * 128, self.options.batch)
             heads = {id(p): grammar.prompt(p) for p in prompts}
-            whole = (tokens_of(grammar, np.concatenate([heads[id(p)], ids])) for p, ids in options)
-            scored = [found for _, found in likelihood.score(whole)]
+            whole = [np.concatenate([heads[id(p)], ids]) for p, ids in options]
+            scored = [s for _, s in likelihood.score(tokens_of(ids, grammar.places(ids)) for ids in whole)]
             sums = iter(
                 [float(s.log_prob[len(heads[id(p)]) - 1 :].sum()) for s, (p, _) in zip(scored, options, strict=True)]
             )
