@@ -19,12 +19,16 @@ from mmgpt.core.config import Config, ConfigError
 from mmgpt.core.stream import Batch, Stream, packed_causal
 from mmgpt.dist.axes import ShardingError
 from mmgpt.dist.mesh import Mesh
+from mmgpt.models import ModelConfig
 from mmgpt.models.decoder import Decoder
 from mmgpt.models.gain_shape_vq import GainShapeVQ
+from mmgpt.models.ibq import IBQ
+from mmgpt.models.movq import MoVQ
 from mmgpt.nn.layers import RopeScaling
 from mmgpt.objectives.autoencode import Autoencode
 from mmgpt.objectives.next_token import NextToken
 from mmgpt.objectives.objective import total
+from mmgpt.objectives.vq_gan import VqGan
 from mmgpt.train.optimizer import Optimizer
 from mmgpt.train.state import Structure
 from mmgpt.train.step import make_step, place
@@ -55,6 +59,16 @@ EXAMPLES: dict[str, tuple[Config, Any, Callable[[int], Batch]]] = {
     "gain_shape_vq": (
         GainShapeVQ.Config(patch=4, side=4, masks=16, colours=4, worth=0.5),
         Autoencode.Config().build(),
+        lambda seed: pictures(8, seed),
+    ),
+    "movq": (
+        MoVQ.Config(codes=32, channels=16, multiples=(1, 1), blocks=1, attention=(0,), temporal=2),
+        VqGan.Config(entropy=0.1, temperature=0.1).build(),
+        lambda seed: pictures(8, seed),
+    ),
+    "ibq": (
+        IBQ.Config(codes=32, dim=8, latent=16, channels=16, multiples=(1, 1), blocks=1, attention=(), remat=True),
+        VqGan.Config(entropy=0.1, temperature=0.1).build(),
         lambda seed: pictures(8, seed),
     ),
 }
@@ -105,7 +119,7 @@ def test_every_model_has_an_example() -> None:
         f
         for f, module in found.items()
         if any(
-            inspect.isclass(c) and c.__module__ == module.__name__ and hasattr(c, "Config")
+            inspect.isclass(c) and c.__module__ == module.__name__ and issubclass(vars(c).get("Config", c), ModelConfig)
             for c in vars(module).values()
         )
     }
@@ -128,6 +142,7 @@ def test_gradients_are_finite_and_reach_every_parameter(name: str, one_device) -
         assert np.abs(grad).max() > 0, f"{jax.tree_util.keystr(path)} has no gradient"
 
 
+@functools.cache
 def losses(name: str, mesh_name: str, steps: int) -> list[float]:
     model, objective, batches = EXAMPLES[name]
     with jax.set_mesh(mesh(mesh_name)):
@@ -142,27 +157,24 @@ def losses(name: str, mesh_name: str, steps: int) -> list[float]:
     return found
 
 
-@functools.cache
-def losses_on_one() -> list[float]:
-    return losses("decoder", "one", 20)
-
-
 @pytest.mark.parametrize(
     "mesh_name",
     [pytest.param(m, marks=pytest.mark.slow) if m.startswith("replica") else m for m in MESHES if m != "one"],
 )
 def test_a_decoders_losses_are_the_same_on_one_and_eight_devices(mesh_name: str) -> None:
-    alone = losses_on_one()
+    alone = losses("decoder", "one", 20)
     assert alone[-1] < alone[0] - 0.3
     np.testing.assert_allclose(losses("decoder", mesh_name, 20), alone, rtol=0, atol=1e-5)
 
 
+SLOW_TOKENIZERS = [pytest.param(name, marks=pytest.mark.slow) for name in ("movq", "ibq")]
+
+
+@pytest.mark.parametrize("name", ["gain_shape_vq", *SLOW_TOKENIZERS])
 @pytest.mark.parametrize("mesh_name", ["fsdp=8", "fsdp=2,context=2,tensor=2"])
-def test_an_image_tokenizers_losses_are_the_same_on_one_and_eight_devices(mesh_name: str) -> None:
+def test_an_image_tokenizers_losses_are_the_same_on_one_and_eight_devices(mesh_name: str, name: str) -> None:
     """Three steps: where two codes are about as near, rounding chooses another one later on."""
-    np.testing.assert_allclose(
-        losses("gain_shape_vq", mesh_name, 3), losses("gain_shape_vq", "one", 3), rtol=0, atol=1e-5
-    )
+    np.testing.assert_allclose(losses(name, mesh_name, 3), losses(name, "one", 3), rtol=0, atol=1e-5)
 
 
 @every_model
