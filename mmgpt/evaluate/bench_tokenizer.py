@@ -129,7 +129,7 @@ def _theirs(c: MoVQ.Config, arrays: tuple[Any, Any]) -> Coder:
         attn_resolutions=list(c.attention),
         hidden_size=c.channels * c.multiples[-1],
     )
-    peer = Emu3VQVAE(sizes).eval()
+    peer: Any = Emu3VQVAE(sizes).eval()
     leaves = {
         f"{part}/{jax.tree_util.keystr(path, simple=True, separator='/')}": np.asarray(leaf)
         for part, tree in zip(("params", "variables"), arrays, strict=True)

@@ -1,6 +1,7 @@
 """A tokenizer's clips: in windows the same codes and frames as in one piece, on one device and on eight."""
 
 import functools
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -110,3 +111,26 @@ def test_large_pictures_are_encoded_fewer_at_a_time(monkeypatch: pytest.MonkeyPa
     codes = tokenizer.encode(clip(5))
     monkeypatch.setattr(vision, "PIXELS", 2 * 16 * 16)
     np.testing.assert_array_equal(VisionTokenizer(opened(1), batch=16).encode(clip(5)), codes)
+
+
+def test_a_published_folder_is_opened_and_finds_its_own_codes(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    transformers = pytest.importorskip("transformers")
+    peer = transformers.Emu3VQVAE(
+        transformers.Emu3VQVAEConfig(
+            codebook_size=64,
+            base_channels=32,
+            channel_multiplier=[1, 1],
+            num_res_blocks=1,
+            attn_resolutions=[],
+            hidden_size=32,
+        )
+    )
+    peer.save_pretrained(tmp_path)
+    tokenizer = VisionTokenizer.load(tmp_path)
+    assert (tokenizer.codebooks, tokenizer.patch, tokenizer.temporal) == ((64,), 2, 4)
+    pixels = torch.tensor(np.moveaxis(clip(3), -1, 1) / np.float32(127.5) - 1.0)
+    with torch.no_grad():
+        expected = torch.stack(peer.encode(pixels, [(16, 16)] * 3).image_tokens)
+    assert len(np.unique(expected)) > 5
+    np.testing.assert_array_equal(tokenizer.encode(clip(3))[..., 0], expected)
