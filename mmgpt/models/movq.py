@@ -6,7 +6,7 @@ norms are steered by the quantised latents. The numbers are those of transformer
 """
 
 import math
-from typing import Any, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ from mmgpt.core.stream import Batch
 from mmgpt.models import VisionConfig
 from mmgpt.nn.codes import nearest_code
 from mmgpt.nn.conv import BatchNorm, CausalConv, silu
-from mmgpt.nn.param import param, take, use
+from mmgpt.nn.param import normal, param, take, use
 from mmgpt.nn.pyramid import Decoder, Encoder, Pyramid
 from mmgpt.nn.quantize import Quantized, vector_quantize
 
@@ -105,7 +105,8 @@ class MoVQ(nnx.Module):
         self.halve = nnx.List([CausalConv(rngs, dim, dim, time=4, stride=2) for _ in times])
         self.after = nnx.List([TimeResidual(rngs, dim) for _ in blocks])
         self.quantise = CausalConv(rngs, dim, dim, side=1)
-        self.codebook = param(rngs, "codes channels", (c.codes, dim), _within(1.0 / c.codes))
+        # Of length 1: codes that begin close to zero take long to part, and most then stay unused.
+        self.codebook = param(rngs, "codes channels", (c.codes, dim), normal(dim**-0.5))
         self.restore = CausalConv(rngs, dim, dim, side=1)
         self.before = nnx.List([TimeResidual(rngs, dim) for _ in blocks])
         self.double = nnx.List([CausalConv(rngs, dim, dim) for _ in times])
@@ -191,10 +192,6 @@ class MoVQ(nnx.Module):
         """Pixels `[B, T * temporal, H, W, 3]` of codes `[B, T, h, w, 1]`."""
         hidden, steering = self.frames_of(self.vectors(codes_BTHWC))
         return _unfolded(self.draw(_folded(hidden), _folded(steering)), hidden.shape[1])
-
-
-def _within(bound: float) -> Any:
-    return lambda key, shape: jax.random.uniform(key, shape, jnp.float32, -bound, bound)
 
 
 def _still(x_BHWC: jax.Array, times: int) -> jax.Array:
