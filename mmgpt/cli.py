@@ -22,6 +22,8 @@ from mmgpt.core.log import console, printable, show
 FLAGS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 """Booleans are written out (`--model.scan False`), so that `key=value` works for all of them."""
 
+RECIPES = "quickstart, shapes, digits, tiny_vision"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Runs one command and returns its exit code: 1 for a named error, 2 for wrong usage, 75 to be run again."""
@@ -135,7 +137,7 @@ def _sample_hook(run: Any) -> Any:
 
 
 def _run(args: list[str]) -> int:
-    usage = "mmgpt run RECIPE [--key value ... of its training steps]; recipes: quickstart, shapes, digits."
+    usage = f"mmgpt run RECIPE [--key value ... of its training steps]; recipes: {RECIPES}."
     if args and args[0] in ("-h", "--help"):
         sys.stdout.write(f"usage: {usage}\n")
         return 0
@@ -224,7 +226,7 @@ def _parsed(function: Callable[..., None], name: str) -> Callable[[list[str]], N
 
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
-    "run": (_run, "run a recipe from raw files to a report: quickstart, shapes, digits"),
+    "run": (_run, f"run a recipe from raw files to a report: {RECIPES}"),
     "train": (_train, "train a preset, or go on with a run folder"),
     "generate": (_generate, "text and pictures from a run"),
     "eval": (_eval, "score a run on prompts"),
