@@ -17,8 +17,8 @@ from mmgpt.evaluate.records import save_records
 from mmgpt.evaluate.shapes.tasks import TASKS as SHAPES
 from mmgpt.evaluate.subject import Options, Subject
 from mmgpt.evaluate.tasks import LABEL, Outcome, Prompts, Task, TaskError, load_prompts, sampling_of, scores
-from mmgpt.generate.decode import Sampling
 from mmgpt.generate.model import Continuation, Model
+from mmgpt.generate.sampler import Sampling
 
 TASKS: dict[str, Task] = {**SHAPES, LABEL.name: LABEL}
 """All tasks by the name that prompts have in their meta."""

@@ -17,8 +17,8 @@ from lm_eval.utils import get_rolling_token_windows
 from mmgpt.core.document import Document
 from mmgpt.evaluate.likelihood import Likelihood, Scored, tokens_of
 from mmgpt.evaluate.subject import Subject
-from mmgpt.generate.decode import Generator, Prompt, Sampling
-from mmgpt.generate.sampler import Sampler
+from mmgpt.generate.decode import Generator, Prompt
+from mmgpt.generate.sampler import Sampler, Sampling
 from mmgpt.tokens.text import TextError
 
 ROOM = 256

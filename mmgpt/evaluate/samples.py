@@ -13,9 +13,8 @@ from mmgpt.data.images import ImageRows, Pictures
 from mmgpt.data.loader import PackedRows
 from mmgpt.data.mixture import is_held_out
 from mmgpt.data.record import Dataset
-from mmgpt.generate.decode import Sampling
 from mmgpt.generate.model import Model, media_sizes, token_run
-from mmgpt.generate.sampler import Sampler
+from mmgpt.generate.sampler import Sampler, Sampling
 from mmgpt.tokenize.vision import VisionTokenizer
 from mmgpt.tokens.text import TextTokenizer
 from mmgpt.train.run import Opened, Run

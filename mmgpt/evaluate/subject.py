@@ -6,9 +6,9 @@ from pathlib import Path
 
 from mmgpt.core.config import ConfigError
 from mmgpt.data.loader import PackedRows
-from mmgpt.generate.decode import Sampling
-from mmgpt.generate.model import Model, Size, media_sizes, token_run
-from mmgpt.generate.sampler import Sampler
+from mmgpt.generate.model import Model
+from mmgpt.generate.outline import AREA, Outline, token_run
+from mmgpt.generate.sampler import Sampler, Sampling
 from mmgpt.interop.hf_config import is_hugging_face
 from mmgpt.interop.open import Source, open_folder
 from mmgpt.models import VisionConfig
@@ -46,7 +46,7 @@ class Options:
     """Answers are cut at this text."""
     chat: bool = False
     """Ask in the grammar's chat template, as a model tuned for instructions expects."""
-    area: int = 512 * 512
+    area: int = AREA
     """Pixels of a picture at most in `reconstruction`; of a drawn one, where the model was trained elsewhere."""
 
     @property
@@ -75,7 +75,7 @@ class Subject:
     `area` is that of pictures in pixels where the model tells no size: it was trained elsewhere.
     """
 
-    def __init__(self, path: Path, batch: int = 50, area: int = 512 * 512):
+    def __init__(self, path: Path, batch: int = 50, area: int = AREA):
         self.path, self.batch, self.area = path, batch, area
         self._config = _config(path)
 
@@ -122,30 +122,27 @@ class Subject:
         return VisionTokenizer(self.vision_opened)
 
     @functools.cached_property
+    def outline(self) -> Outline:
+        """What the model reads and draws, by its configs."""
+        return Outline.read(self.path, area=self.area)
+
+    @property
     def reads_clips(self) -> bool:
         """Whether the model was trained on clips, as far as is known."""
-        return any(T for T, _, _ in media_sizes(self.tokens[1]))
+        return any(T for T, _, _ in self.outline.sizes)
 
-    @functools.cached_property
-    def image_size(self) -> Size:
-        """The largest size of images that the model was trained on, `(0, H, W)` in places; ConfigError without any.
-
-        A model that was trained elsewhere is taken to know a square of `area`.
-        """
-        data = self.tokens[1]
-        if not data.sources:
-            side = int(self.area**0.5) // self.vision.patch
-            return 0, side, side
-        sizes = [size for size in media_sizes(data) if size[0] == 0]
-        if not sizes:
-            raise ConfigError(f"{self.path} was trained without pictures.")
-        return max(sizes, key=lambda size: size[1] * size[2])
+    @property
+    def image_size(self) -> tuple[int, int]:
+        """The largest images that the model was trained on, in places; ConfigError without any."""
+        images = [size for size in self.outline.sizes if size[0] == 0]
+        if not images:
+            raise ConfigError(f"{self.path} was trained without images.")
+        return max(images, key=lambda size: size[1] * size[2])[1:]
 
     @functools.cached_property
     def model(self) -> Model:
-        """The model ready to generate; it may open images only."""
-        sizes = [size for size in media_sizes(self.tokens[1]) if size[0] == 0]
-        sizes = sizes if self.tokens[1].sources else [self.image_size]
+        """The model ready to generate; of itself it opens images only."""
+        sizes = [size for size in self.outline.sizes if size[0] == 0]
         return Model(self.opened, self.text, self.vision, sizes, self.batch)
 
 

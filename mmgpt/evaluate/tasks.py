@@ -13,8 +13,8 @@ from pathlib import Path
 from mmgpt.core.document import Document
 from mmgpt.core.errors import UserError
 from mmgpt.data.record import Dataset
-from mmgpt.generate.decode import Sampling
 from mmgpt.generate.model import Continuation, Model, token_run
+from mmgpt.generate.sampler import Sampling
 
 TEXT_ROOM = 64
 """Tokens that an answer or a caption may take."""

@@ -80,6 +80,7 @@ def test_perplexity_is_that_of_transformers(published: Path, tmp_path: Path):
         assert scores[f"loss/{name}"] == pytest.approx(np.mean(values), rel=1e-4)
 
 
+@pytest.mark.slow
 def test_every_sort_of_task_runs_on_it(published: Path, tmp_path: Path):
     _, pixels = datasets(tmp_path)
     (tmp_path / "media").mkdir()

@@ -138,7 +138,7 @@ class _Questions:
             media |= {(self.examples.folder, e.media): None for e in examples if self.options.shot_media}
             media[self.pool.folder, annotation.media] = None
         model = self.subject.model
-        _, height, width = self.subject.image_size
+        height, width = self.subject.image_size
         area = height * width * model.vision.patch**2
         frames = [
             fitted(read_media(folder, name, self.options.frames), area, model.vision.patch) for folder, name in media

@@ -5,7 +5,8 @@ function of yours that computes Inception's features; with another feature it is
 """
 
 import itertools
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -13,7 +14,6 @@ from mmgpt.core.document import Document, Text
 from mmgpt.core.log import progress
 from mmgpt.data.record import Dataset
 from mmgpt.evaluate import annotations
-from mmgpt.evaluate.drawing import drawn_from
 from mmgpt.evaluate.kinds import Job, one_path
 from mmgpt.evaluate.metrics import features
 from mmgpt.evaluate.metrics.frechet import Moments, frechet_distance
@@ -21,6 +21,7 @@ from mmgpt.evaluate.pictures import Picture, fitted, of_annotations, of_dataset,
 from mmgpt.evaluate.subject import Options, Subject
 from mmgpt.evaluate.tasks import Described, Judgement, Outcome, TaskError
 from mmgpt.generate.model import Continuation
+from mmgpt.generate.outline import Order
 
 USAGE = "DATASET[,FEATURE] or fid=CAPTIONS.json,FOLDER[,FEATURE]"
 
@@ -50,20 +51,19 @@ def _captioned(dataset: Dataset) -> Iterator[Picture]:
 
 def _run(name: str, pictures: Iterator[Picture], feature: str, options: Options, subject: Subject) -> Outcome:
     model, feature_of = subject.model, features.load(feature, subject)
-    _, height, width = subject.image_size
-    area = height * width * model.vision.patch**2
+    size = subject.image_size
+    area, order = size[0] * size[1] * model.vision.patch**2, Order(size=size)
     truth, drawn = Moments(), Moments()
     documents, made = list[Document](), list[Continuation]()
     chunks = iter(lambda: list(itertools.islice(pictures, options.batch)), [])
     for number, part in enumerate(progress(chunks, label=name)):
         prompts = [_prompt(picture, subject, options) for picture in part]
+        room = min(model.outline.room(prompt, order) for prompt in prompts)
         # each part draws with noise of its own, since rows are numbered within a call
-        found = drawn_from(model, prompts, (height, width), options.sampling.replace(seed=options.seed + number))
-        for picture, continuation in zip(part, found, strict=True):
-            truth.add(feature_of(fitted(picture.frames(), area, model.vision.patch)))
-            frames = continuation.made[0].frames
-            assert frames is not None
-            drawn.add(feature_of(frames))
+        sampling = options.sampling.replace(room=room, seed=options.seed + number)
+        found = model.go_on(prompts, sampling, order=order)
+        _add(truth, feature_of, [fitted(picture.frames(), area, model.vision.patch) for picture in part])
+        _add(drawn, feature_of, [continuation.media[0] for continuation in found])
         documents += prompts
         made += found
     if drawn.count < 2:
@@ -84,6 +84,15 @@ def _run(name: str, pictures: Iterator[Picture], feature: str, options: Options,
         made=tuple(made),
         judgements=tuple(Judgement(right=True, truth="", shares={}) for _ in made),
     )
+
+
+def _add(moments: Moments, feature_of: features.Feature, pictures: Sequence[np.ndarray]) -> None:
+    """Takes in pictures `[1, H, W, 3]`, those of one size together."""
+    by_size: dict[tuple[int, ...], list[np.ndarray]] = defaultdict(list)
+    for picture in pictures:
+        by_size[picture.shape].append(picture)
+    for group in by_size.values():
+        moments.add(feature_of(np.concatenate(group)))
 
 
 def _prompt(picture: Picture, subject: Subject, options: Options) -> Document:
