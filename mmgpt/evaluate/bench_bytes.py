@@ -178,19 +178,24 @@ def trips(computations: dict[str, Computation], loop: Instruction) -> int | None
     if known:
         return int(known[1])
     condition = computations[loop.calls["condition"]]
-    numbers = [i for i in condition.values() if i.opcode == "constant" and re.search(r"constant\(\d+\)", i.line)]
-    other = [i for i in condition.values() if i.opcode not in ("constant", "parameter", "get-tuple-element")]
-    if len(numbers) != 1 or len(other) != 1 or not re.search(r"direction=LT|calls=", other[0].line):
-        return None
-    found = re.search(r"constant\((\d+)\)", numbers[0].line)
-    return int(found[1]) if found else None
+    quiet = ("constant", "parameter", "get-tuple-element")
+    numbers = re.findall(r" = s32\[\]\S* constant\((\d+)\)", "\n".join(i.line for i in condition.values()))
+    tests = [i for i in condition.values() if i.opcode not in quiet]
+    if len(tests) == 1 and tests[0].opcode == "fusion":
+        tests = [i for i in computations[tests[0].calls["calls"]].values() if i.opcode not in quiet]
+    plain = len(tests) == 1 and tests[0].opcode == "compare" and "direction=LT" in tests[0].line
+    return int(numbers[0]) if plain and len(numbers) == 1 else None
 
 
 def decoding_loop(computations: dict[str, Computation], entry: str) -> str:
-    """The body of the one loop of the entry whose length depends on data: a decoding loop."""
-    bodies = [
-        i.calls["body"] for i in computations[entry].values() if i.opcode == "while" and trips(computations, i) is None
-    ]
+    """The body of the one outer loop of the entry whose length depends on data: a decoding loop."""
+
+    def loops(name: str) -> list[Instruction]:
+        found = [i for i in computations[name].values() if i.opcode == "while"]
+        called = [c for i in computations[name].values() if i.opcode == "call" for c in i.calls.values()]
+        return found + [loop for name in called for loop in loops(name)]
+
+    bodies = [loop.calls["body"] for loop in loops(entry) if trips(computations, loop) is None]
     if len(bodies) != 1:
         raise ValueError(f"expected one loop of unknown length in {entry}, found {len(bodies)}.")
     return bodies[0]
