@@ -31,7 +31,7 @@ from mmgpt.train.run import Run, build
 from tests import tiny
 
 GOLDEN = Path(__file__).parent / "golden"
-FIELDS = 124
+FIELDS = 161
 """Fields of all configs in mmgpt, reviewed: a new knob is a decision, not an accident. The test below counts them."""
 
 RUNS = [name for name in presets.names() if isinstance(presets.preset(name), Run)]
@@ -118,6 +118,7 @@ READERS = {
     "mmgpt.train.run:Run": ("mmgpt.train.run", "mmgpt.train.loop", "mmgpt.cli"),
     "mmgpt.data.mixture:Change": ("mmgpt.data.loader",),
     "mmgpt.data.loader:RowsConfig": ("mmgpt.train.run",),
+    "mmgpt.generate.sampler:Sampling": ("mmgpt.generate.sampler", "mmgpt.generate.decode", "mmgpt.generate.passes"),
     "mmgpt.tokens.grammars.grammar:Weights": ("mmgpt.tokens.grammars.raster",),
 }
 """Configs that others than their own module read."""

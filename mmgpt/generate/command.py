@@ -1,8 +1,9 @@
 """`mmgpt generate`: text and pictures from a model, on the console and as files."""
 
+import dataclasses
 import re
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import tyro
 
@@ -15,152 +16,176 @@ from mmgpt.generate.prompts import Piece, document_of, outlined, read_image, rea
 from mmgpt.generate.sampler import Sampler, Sampling
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Said:
+    """What the prompt holds: examples, a clip, images and a text, in this order, or a file with all of it."""
+
+    prompt: str = ""
+    """text; it follows the media."""
+    image: tyro.conf.UseAppendAction[tuple[Path, ...]] = ()
+    """picture file that the prompt shows; give it again for more of them."""
+    video: Path | None = None
+    """MP4 file that the prompt shows."""
+    shot: tyro.conf.UseAppendAction[tuple[tuple[Path, str], ...]] = ()
+    """an example, a picture file and its text, that stands before all else; give it again for more of them."""
+    segments: Path | None = None
+    """JSON list of {"text": ...}, {"image": FILE}, {"video": FILE}, the whole prompt in its order."""
+    chat: Path | None = None
+    """such a list of turns with a "role", user or assistant; each turn of the user without an answer is answered. "-"
+    reads turns from standard input, one a line."""
+
+    def pieces(self) -> list[Piece]:
+        """The prompt's pieces in order."""
+        listed = self.segments or self.chat
+        others = self.prompt or self.image or self.video or self.shot or (self.segments and self.chat)
+        if listed is not None and others:
+            raise PromptError("--segments and --chat are the whole prompt: give one of them, without other parts.")
+        if listed == STDIN:
+            return []
+        if listed is not None:
+            return read_pieces(listed)
+        found = [piece for path, text in self.shot for piece in (read_image(path), read_text(text, where="--shot"))]
+        found += [] if self.video is None else [read_video(self.video)]
+        found += [read_image(path) for path in self.image]
+        return found + ([read_text(self.prompt)] if self.prompt else [])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Wanted:
+    """What is to be made of it, by default whatever the model chooses."""
+
+    add_frames: int = 0
+    """frames to add to the video, which must then be the whole prompt."""
+    size: str = ""
+    """draw at once, H*W places of the code grid, or H*Wpx in pixels; by default the model chooses what and when."""
+    frames: int = 0
+    """draw a clip of so many frames, of --size or of the largest size that the model knows."""
+    task: str = ""
+    """word for the task in a published model's template, such as t2i, x2i, story."""
+    negative: str = ""
+    """text that guidance pushes away from."""
+    count: int = 1
+    """how many to make."""
+    room: int = 0
+    """new tokens at most; 0 takes what a training row has left."""
+    fps: float = outputs.FPS
+    """frames a second of clips."""
+
+    def check(self) -> None:
+        """PromptError on numbers that cannot be."""
+        if self.count < 1:
+            raise PromptError(f"--count is {self.count}: ask for at least one.")
+        if not 0 < self.fps <= 1000:
+            raise PromptError(f"--fps is {self.fps}; give frames a second, up to 1000.")
+        for name, value in (("--add-frames", self.add_frames), ("--frames", self.frames)):
+            if value < 0:
+                raise PromptError(f"{name} is {value}; give how many frames, or 0.")
+        if self.add_frames and self.frames:
+            raise PromptError("--frames draws a clip and --add-frames goes on with one; give one of them.")
+
+    def order(self, outline: Outline, said: list[Piece]) -> Order:
+        """The same in places of the model's code grid."""
+        if self.add_frames and (len(said) != 1 or not said[0].clip):
+            raise PromptError("--add-frames goes on with a video: give --video alone, without --image and --prompt.")
+        sides = _sides(outline, self.size) if self.size else None
+        if self.frames and sides is None:
+            clips = [(H, W) for T, H, W in outline.sizes if T] or [(H, W) for _, H, W in outline.sizes]
+            if not clips:
+                raise PromptError("--frames: this run was trained without pictures; give a text prompt alone.")
+            sides = max(clips, key=lambda sides: sides[0] * sides[1])
+        return Order(
+            size=sides,
+            frames=-(-self.frames // outline.temporal),
+            add_frames=-(-self.add_frames // outline.temporal),
+            task=self.task,
+            negative=read_text(self.negative, where="--negative").text,
+        )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class How:
+    """How ids are chosen."""
+
+    guidance: float = 1.0
+    """classifier-free guidance of visual codes, away from the negative prompt; 1 turns it off."""
+    image_guidance: float = 1.0
+    """guidance towards the prompt's pictures, in a third branch; 1 turns it off."""
+    temperature: float = 1.0
+    """of visual codes; 0 takes the likeliest."""
+    text_temperature: float = 0.0
+    """of text; 0 takes the likeliest."""
+    top_k: int = 0
+    """visual codes that are sampled from; 0 takes all."""
+    top_p: float = 1.0
+    """smallest set of visual codes with this probability that is sampled from."""
+    text_top_k: int = 0
+    """text pieces that are sampled from; 0 takes all."""
+    text_top_p: float = 1.0
+    """smallest set of text pieces with this probability that is sampled from."""
+    stop: str = ""
+    """text piece that ends an answer."""
+    jacobi: int = 0
+    """tokens that one pass drafts and verifies, which draws the same in fewer passes; 0 takes one a pass."""
+    seed: int = 0
+    """of sampling; another one makes others."""
+
+    def sampling(self, outline: Outline) -> Sampling:
+        """The same with the stop piece's id; PromptError or ConfigError on what cannot be."""
+        if not 0 <= self.seed < 2**31:
+            raise PromptError(f"--seed is {self.seed}; it goes from 0 to {2**31 - 1}.")
+        return Sampling(
+            guidance=self.guidance,
+            image_guidance=self.image_guidance,
+            text=Sampler(temperature=self.text_temperature, top_k=self.text_top_k, top_p=self.text_top_p),
+            image=Sampler(temperature=self.temperature, top_k=self.top_k, top_p=self.top_p),
+            seed=self.seed,
+            stop=outline.text.symbol(self.stop) if self.stop else -1,
+            jacobi=self.jacobi,
+        )
+
+
+FLAT = tyro.conf.arg(name="")
+"""The fields are flags of the command itself."""
+
+
 def generate(
     run: tyro.conf.Positional[Path],
-    prompt: str = "",
-    image: tyro.conf.UseAppendAction[tuple[Path, ...]] = (),
-    video: Path | None = None,
-    shot: tyro.conf.UseAppendAction[tuple[tuple[Path, str], ...]] = (),
-    segments: Path | None = None,
-    chat: Path | None = None,
-    add_frames: int = 0,
-    size: str = "",
-    frames: int = 0,
-    task: str = "",
-    negative: str = "",
+    said: Annotated[Said, FLAT] = Said(),
+    wanted: Annotated[Wanted, FLAT] = Wanted(),
+    how: Annotated[How, FLAT] = How(),
     out: Path = Path("generated"),
-    count: int = 1,
-    room: int = 0,
-    guidance: float = 1.0,
-    image_guidance: float = 1.0,
-    temperature: float = 1.0,
-    text_temperature: float = 0.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    text_top_k: int = 0,
-    text_top_p: float = 1.0,
-    stop: str = "",
-    jacobi: int = 0,
-    fps: float = outputs.FPS,
     area: int = AREA,
     dtype: Literal["float32", "bfloat16"] | None = None,
-    seed: int = 0,
 ) -> None:
     """Goes on from a prompt of examples, a clip, images and a text, in this order, each if given.
 
     Args:
         run: run folder of a decoder, or a Hugging Face folder.
-        prompt: text; it follows the media.
-        image: picture file that the prompt shows; give it again for more of them.
-        video: MP4 file that the prompt shows.
-        shot: an example, a picture file and its text, that stands before all else; give it again for more of them.
-        segments: JSON list of {"text": ...}, {"image": FILE}, {"video": FILE}, the whole prompt in its order.
-        chat: such a list of turns with a "role", user or assistant; each turn of the user without an answer is
-            answered. "-" reads turns from standard input, one a line.
-        add_frames: frames to add to the video, which must then be the whole prompt.
-        size: draw at once, H*W places of the code grid, or H*Wpx in pixels; by default the model chooses what and when.
-        frames: draw a clip of so many frames, of --size or of the largest size that the model knows.
-        task: word for the task in a published model's template, such as t2i, x2i, story.
-        negative: text that guidance pushes away from.
+        said: the prompt.
+        wanted: what to make of it.
+        how: how ids are chosen.
         out: folder for pictures (PNG), clips (MP4, GIF) and index.html.
-        count: how many to make.
-        room: new tokens at most; 0 takes what a training row has left.
-        guidance: classifier-free guidance of visual codes, away from the negative prompt; 1 turns it off.
-        image_guidance: guidance towards the prompt's pictures, in a third branch; 1 turns it off.
-        temperature: of visual codes; 0 takes the likeliest.
-        text_temperature: of text; 0 takes the likeliest.
-        top_k: visual codes that are sampled from; 0 takes all.
-        top_p: smallest set of visual codes with this probability that is sampled from.
-        text_top_k: text pieces that are sampled from; 0 takes all.
-        text_top_p: smallest set of text pieces with this probability that is sampled from.
-        stop: text piece that ends an answer.
-        jacobi: tokens that one pass drafts and verifies, which draws the same in fewer passes; 0 takes one a pass.
-        fps: frames a second of clips.
         area: pixels of a picture, for a model that was trained elsewhere.
         dtype: numbers that the model computes in; by default its own.
-        seed: of sampling; another one makes others.
     """
-    _check(count, seed, add_frames, frames, fps, chat)
-    said = _pieces(prompt, image, video, shot, segments, chat)
+    wanted.check()
+    if said.chat is not None and wanted.count > 1:
+        raise PromptError(f"--count is {wanted.count}: a conversation has one answer to each turn.")
+    pieces = said.pieces()
     outline = Outline.read(run, area=area)
-    order = _order(outline, size, frames, add_frames, task, negative, said)
-    if said:  # before anything is loaded; the clip's or picture's own codes are at least as long
-        outline.room(outlined(outline, said), order, room)
-    sampling = Sampling(
-        guidance=guidance,
-        image_guidance=image_guidance,
-        text=Sampler(temperature=text_temperature, top_k=text_top_k, top_p=text_top_p),
-        image=Sampler(temperature=temperature, top_k=top_k, top_p=top_p),
-        seed=seed,
-        stop=outline.text.symbol(stop) if stop else -1,
-        jacobi=jacobi,
-    )
-    model = Model.open(run, batch=count, clips=True, dtype=dtype, area=area)
-    if chat is not None:
-        converse(Chat(model, sampling.replace(room=room or 512), order), said, out, fps, live=chat == STDIN)
+    order = wanted.order(outline, pieces)
+    if pieces:  # before anything is loaded; the clip's or picture's own codes are at least as long
+        outline.room(outlined(outline, pieces), order, wanted.room)
+    sampling = how.sampling(outline)
+    model = Model.open(run, batch=wanted.count, clips=True, dtype=dtype, area=area)
+    if said.chat is not None:
+        chat = Chat(model, sampling.replace(room=wanted.room or 512), order)
+        converse(chat, pieces, out, wanted.fps, live=said.chat == STDIN)
         return
-    document = document_of(model, *said)
-    sampling = sampling.replace(room=model.outline.room(document, order, room))
-    made = model.go_on([document] * count, sampling, order=order)
-    outputs.write(out, made, prompt or "mmgpt generate", fps)
-
-
-def _check(count: int, seed: int, add_frames: int, frames: int, fps: float, chat: Path | None) -> None:
-    if count < 1:
-        raise PromptError(f"--count is {count}: ask for at least one.")
-    if chat is not None and count > 1:
-        raise PromptError(f"--count is {count}: a conversation has one answer to each turn.")
-    if not 0 <= seed < 2**31:
-        raise PromptError(f"--seed is {seed}; it goes from 0 to {2**31 - 1}.")
-    if not 0 < fps <= 1000:
-        raise PromptError(f"--fps is {fps}; give frames a second, up to 1000.")
-    for name, value in (("--add-frames", add_frames), ("--frames", frames)):
-        if value < 0:
-            raise PromptError(f"{name} is {value}; give how many frames, or 0.")
-    if add_frames and frames:
-        raise PromptError("--frames draws a clip and --add-frames goes on with one; give one of them.")
-
-
-def _pieces(
-    prompt: str,
-    image: tuple[Path, ...],
-    video: Path | None,
-    shot: tuple[tuple[Path, str], ...],
-    segments: Path | None,
-    chat: Path | None,
-) -> list[Piece]:
-    """The prompt's pieces in order."""
-    listed = segments or chat
-    if listed is not None and (prompt or image or video or shot or (segments and chat)):
-        raise PromptError("--segments and --chat are the whole prompt: give one of them, without other parts.")
-    if listed == STDIN:
-        return []
-    if listed is not None:
-        return read_pieces(listed)
-    found = [piece for path, text in shot for piece in (read_image(path), read_text(text, where="--shot"))]
-    found += [] if video is None else [read_video(video)]
-    found += [read_image(path) for path in image]
-    return found + ([read_text(prompt)] if prompt else [])
-
-
-def _order(
-    outline: Outline, size: str, frames: int, add_frames: int, task: str, negative: str, said: list[Piece]
-) -> Order:
-    if add_frames and (len(said) != 1 or not said[0].clip):
-        raise PromptError("--add-frames goes on with a video: give --video alone, without --image and --prompt.")
-    sides = _sides(outline, size) if size else None
-    if frames and sides is None:
-        clips = [(H, W) for T, H, W in outline.sizes if T] or [(H, W) for _, H, W in outline.sizes]
-        if not clips:
-            raise PromptError("--frames: this run was trained without pictures; give a text prompt alone.")
-        sides = max(clips, key=lambda sides: sides[0] * sides[1])
-    return Order(
-        size=sides,
-        frames=-(-frames // outline.temporal),
-        add_frames=-(-add_frames // outline.temporal),
-        task=task,
-        negative=read_text(negative, where="--negative").text,
-    )
+    document = document_of(model, *pieces)
+    sampling = sampling.replace(room=model.outline.room(document, order, wanted.room))
+    made = model.go_on([document] * wanted.count, sampling, order=order)
+    outputs.write(out, made, said.prompt or "mmgpt generate", wanted.fps)
 
 
 def _sides(outline: Outline, size: str) -> tuple[int, int]:
