@@ -46,7 +46,7 @@ def test_greedy_makes_the_same_ids_in_fewer_passes(generator: Generator, window:
 
 
 def test_what_is_drawn_parses_and_fits_its_room(generator: Generator) -> None:
-    for room in (1, 3, 20, 48):
+    for room in (3, 40):
         for made in generator.run(prompts()[:3], DRAWN.replace(room=room, jacobi=5)):
             generator.grammar.parse(made.ids)
             assert made.ids[-1] == generator.grammar.eos
@@ -114,9 +114,9 @@ def self_and_negative(prompt: Prompt, codes: tuple[int, ...], eol: int) -> tuple
 @pytest.mark.parametrize(
     "sampling",
     [
-        Sampling(image=Sampler(temperature=0.7)),
+        pytest.param(Sampling(image=Sampler(temperature=0.7)), marks=pytest.mark.slow),
         Sampling(image=Sampler(temperature=1.0, top_k=2), guidance=2.5),
-        Sampling(image=Sampler(temperature=1.3, top_p=0.8), guidance=1.5),
+        pytest.param(Sampling(image=Sampler(temperature=1.3, top_p=0.8), guidance=1.5), marks=pytest.mark.slow),
     ],
     ids=["temperature", "top-k, guided", "top-p, guided"],
 )

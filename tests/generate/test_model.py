@@ -1,6 +1,7 @@
 """Generation with a run of random parameters: what comes out parses, fits its room, and follows from the model."""
 
 import dataclasses
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -9,8 +10,9 @@ import pytest
 
 from mmgpt.core.config import ConfigError
 from mmgpt.core.document import Document, Image, Text, Video
-from mmgpt.generate.decode import Sampling
-from mmgpt.generate.model import Model, media_sizes, token_run
+from mmgpt.generate.decode import PromptError, Sampling
+from mmgpt.generate.model import Model, Order, media_sizes, token_run
+from mmgpt.generate.outputs import save
 from mmgpt.generate.sampler import Sampler
 from mmgpt.tokens.grammars.grammar import Automaton
 from mmgpt.train.run import Opened, build
@@ -122,6 +124,45 @@ def test_shown_pictures_go_back_to_their_documents(model: Model):
             else:
                 codes = segment.codes if isinstance(segment, Video) else segment.codes[None]  # pyright: ignore
                 assert part.frames is not None and np.array_equal(part.frames, Pixels().decode(codes))
+
+
+def test_a_forced_size_is_drawn_at_once_and_fills_its_room(model: Model):
+    for order, shape in ((Order(size=(2, 3)), (1, 8, 12, 3)), (Order(size=(1, 2), frames=2), (2, 4, 8, 3))):
+        for continuation in model.generate("red", count=3, order=order, temperature=1.5):
+            assert continuation.finished
+            first = continuation.made[0]
+            assert first.frames is not None and first.frames.shape == shape and first.clip == bool(order.frames)
+
+
+def test_what_is_made_may_go_into_the_next_prompt(model: Model, tmp_path: Path):
+    (first,) = model.generate("red", order=Order(size=(2, 3)))
+    assert len(first.media) == 1 and isinstance(first.segments[0], Image)
+    document = Document(key="", segments=(*first.segments, model.outline.words("what colour is it?")))
+    (second,) = model.go_on([document], Sampling(room=9))
+    assert second.prompt[0].frames is not None and np.array_equal(second.prompt[0].frames, first.media[0])
+    files = save(tmp_path, [first, second])
+    assert all(file.is_file() for file in files) and (tmp_path / "index.html").read_text().count("<section>") == 2
+
+
+def test_guided_prompts_have_the_branches_that_guidance_compares(model: Model):
+    """Two branches: the grammar's own. Three: neither text nor pictures, and the pictures alone."""
+    picture = tiny.documents(1, seed=5)[0].segments[1]
+    document = Document(key="", segments=(picture, model.outline.words("red")))
+    head, prompt = model._prompt(document, Order(size=(2, 3), negative="blue"), Sampling(guidance=2.0))
+    opening = model.grammar.open_image(2, 3)
+    assert np.array_equal(prompt.ids, np.append(head, opening)) and prompt.image_only is None
+    assert prompt.negative is not None and np.array_equal(
+        prompt.negative, np.append(model.grammar.negative(document, text="blue"), opening)
+    )
+    _, prompt = model._prompt(document, Order(size=(2, 3)), Sampling(guidance=2.0, image_guidance=1.5))
+    pictures = model.grammar.encode(Document(key="", segments=(picture,)), end=False).ids
+    assert prompt.image_only is not None and np.array_equal(prompt.image_only, np.append(pictures, opening))
+    assert prompt.negative is not None and np.array_equal(prompt.negative, np.append(head[:1], opening))
+
+
+def test_arrays_that_are_no_pictures_are_told(model: Model):
+    with pytest.raises(PromptError, match=r"found float64 \[2, 2, 3\]"):
+        model.generate(np.zeros((2, 2, 3)))
 
 
 def test_the_same_seed_makes_the_same_and_another_seed_something_else(model: Model):
