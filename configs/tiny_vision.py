@@ -6,8 +6,6 @@ Pictures of 48 x 48 pixels become 12 x 12 codes. The report has PSNR, SSIM and t
 pictures.
 """
 
-from typing import Any
-
 from mmgpt.data.images import ImageRows, Pictures
 from mmgpt.dist.mesh import Mesh
 from mmgpt.models import ModelConfig
