@@ -203,9 +203,13 @@ def test_loss_gradients_and_statistics_are_the_same_on_several_devices() -> None
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), one, eight)
 
 
-@pytest.mark.parametrize("quantizer", ["nearest", "index"])
-def test_training_reconstructs_and_uses_its_codes(quantizer: Any, one_device) -> None:
-    config = VqGan.Config(entropy=0.02, temperature=0.1, discriminator=JUDGE, adversarial=0.01, start=60)
+@pytest.mark.parametrize(
+    ("quantizer", "weights"),
+    [("nearest", {"entropy": 0.02}), ("index", {"entropy": 0.05, "quantization": 0.06})],
+    ids=["nearest", "index"],
+)
+def test_training_reconstructs_and_uses_its_codes(quantizer: Any, weights: dict[str, float], one_device) -> None:
+    config = VqGan.Config(**weights, temperature=0.1, discriminator=JUDGE, adversarial=0.01, start=60)
     structure, objective, optimizer = made(config, quantizer), config.build(), OPTIMIZER.build(200)
     step = make_step(structure, objective, optimizer, seed=0, ema=None)
     state = tiny.state(structure, optimizer)
