@@ -6,6 +6,8 @@ Pictures of 48 x 48 pixels become 12 x 12 codes. The report has PSNR, SSIM and t
 pictures.
 """
 
+from typing import Any
+
 from mmgpt.data.images import ImageRows, Pictures
 from mmgpt.dist.mesh import Mesh
 from mmgpt.models import ModelConfig
@@ -43,7 +45,7 @@ def _tiny(model: ModelConfig, objective: VqGan.Config, steps: int) -> Run:
     )
 
 
-def _objective(steps: int, **changes: float) -> VqGan.Config:
+def _objective(steps: int, **changes: Any) -> VqGan.Config:
     judge = PatchGAN.Config(channels=16, layers=2)
     return VqGan.Config(discriminator=judge, adversarial=0.01, start=steps * 3 // 4, **changes)
 
