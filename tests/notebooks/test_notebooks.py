@@ -26,11 +26,12 @@ def test_notebook_runs(path: Path, model_run: Path, root: Path, tmp_path: Path, 
     monkeypatch.setenv("MMGPT_RUNS", f"{model_run}:{other}")
     monkeypatch.setenv("MMGPT_VISION", str(model_run.parent / "vision"))
     monkeypatch.setenv("MMGPT_PICTURES", str(_pictures(tmp_path / "pictures")))
+    monkeypatch.setenv("MMGPT_OUT", str(tmp_path / "generated"))
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(root), os.environ.get("PYTHONPATH", "")]))
     notebook = jupytext.read(path)
     nbclient.NotebookClient(notebook, timeout=300, kernel_name="python3").execute()
     outputs = [output for cell in notebook.cells if cell.cell_type == "code" for output in cell.outputs]
-    assert any("image/svg+xml" in output.get("data", {}) for output in outputs)
+    assert any({"image/svg+xml", "image/png"} & set(output.get("data", {})) for output in outputs)
 
 
 def _pictures(folder: Path) -> Path:
