@@ -10,6 +10,7 @@ and the difference is reviewed with the change.
 import ast
 import dataclasses
 import importlib
+import importlib.util
 import inspect
 import os
 import pkgutil
@@ -90,6 +91,8 @@ def configs() -> list[type[Config]]:
     for info in pkgutil.walk_packages(mmgpt.__path__, "mmgpt."):
         if info.name.startswith("mmgpt.configs") or info.name == "mmgpt.__main__":
             continue
+        if info.name == "mmgpt.evaluate.lm_eval" and importlib.util.find_spec("lm_eval") is None:
+            continue  # it subclasses lm-eval's model, which is an extra
         pending = list(vars(importlib.import_module(info.name)).values())
         while pending:
             item = pending.pop()
