@@ -46,7 +46,8 @@ def spread_codes(module: Any, latents_ND: np.ndarray, seed: int) -> None:
 def adopted(entries: list[Entry], module: Any, structure: Structure) -> tuple[Any, Any]:
     """`(params, variables)` with the numbers of a torch module."""
     tensors = module.state_dict()
-    named = {entry.path: entry.to_ours(tensors[entry.hf_name].numpy()) for entry in entries}
+    # Copied: JAX may read a host array in place and later, and torch moves its statistics in place.
+    named = {entry.path: entry.to_ours(tensors[entry.hf_name].numpy().copy()) for entry in entries}
 
     def leaf(path: Any, shape: jax.ShapeDtypeStruct, part: str) -> jax.Array:
         value = named[f"{part}/{jax.tree_util.keystr(path, simple=True, separator='/')}"]
