@@ -38,13 +38,14 @@ class Inputs:
 class Passes:
     """A model, its automaton and one batch of prompts, inside jit.
 
-    `scan` runs the layers in a loop: one body to compile, and no copy of the stacked weights. On a CPU a scanned step
-    takes twice as long as an unrolled one.
+    `scan` runs the layers of a step in a loop, as the prompt's always are: one body to compile, and no copy of the
+    stacked weights. On a CPU a scanned step takes twice as long as an unrolled one.
     """
 
     def __init__(self, model: Decoder, automaton: Automaton, sampling: Sampling, inputs: Inputs, *, scan: bool):
         self.model, self.automaton, self.sampling, self.inputs = model, automaton, sampling, inputs
-        self.scan, self.layers = scan, None if scan else model.stack.unstacked()
+        self.scan = scan
+        self.layers: list[Any] | None = None
         self.width = inputs.ids.shape[1]
         self.slots = self.width + sampling.room + sampling.jacobi
 
@@ -53,17 +54,20 @@ class Passes:
         inputs, chunk = self.inputs, min(self.width, CHUNK)
         place_RA = jnp.tile(self.automaton.place(inputs.state), (self.sampling.branches, 1))
         position = inputs.position.at[:, -1, 3:].set(place_RA)
-        caches = self.model.caches(inputs.ids.shape[0], self.slots, stacked=self.scan)
+        caches = self.model.caches(inputs.ids.shape[0], self.slots, stacked=True)
 
         def part(number: jax.Array, carry: tuple[Any, jax.Array]) -> tuple[Any, jax.Array]:
             slot = number * chunk
             ids, places = (jax.lax.dynamic_slice_in_dim(a, slot, chunk, axis=1) for a in (inputs.ids, position))
-            hidden, caches = self.model.extend(self.layers, ids, places, self._visibility(slot, chunk), carry[0], slot)
+            hidden, caches = self.model.extend(None, ids, places, self._visibility(slot, chunk), carry[0], slot)
             return caches, hidden[:, -1:]
 
         first = part(jnp.int32(0), (caches, jnp.zeros(0)))
         caches, last = jax.lax.fori_loop(1, self.width // chunk, part, first) if self.width > chunk else first
-        return _whole(self.model.logits(last))[:, 0], caches
+        logits = _whole(self.model.logits(last))[:, 0]
+        if not self.scan:
+            self.layers, caches = self.model.stack.unstacked(), caches.apart()
+        return logits, caches
 
     def run(self, ids_BT: jax.Array, place_BTA: jax.Array, made: jax.Array, caches: Any) -> tuple[jax.Array, Any]:
         """Logits `[R, T, V]` behind each of T new ids.

@@ -16,15 +16,24 @@ from mmgpt.nn.param import act, einsum, normal, param, use
 QKNorm = Literal["none", "rms", "layer"]
 """What queries and keys go through before they turn: nothing, an RMSNorm, or Chameleon's LayerNorm of each head."""
 
+CACHE = "batch kv_heads keys head_dim"
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KeyValues:
-    """One layer's cache: `k, v [B, S, G, K]`; or all layers' `[L, B, S, G, K]`, of which `layer` is the one at hand."""
+    """One layer's cache: `k, v [B, G, S, K]`; or all layers' `[L, B, G, S, K]`, of which `layer` is the one at hand.
+
+    Heads stand before slots, as attention multiplies them: the other order would be turned round in every step.
+    """
 
     k: jax.Array
     v: jax.Array
     layer: jax.Array | None = None
+
+    def apart(self) -> "list[KeyValues]":
+        """All layers' caches as one for each."""
+        return [KeyValues(self.k[i], self.v[i]) for i in range(self.k.shape[0])]
 
 
 class Attention(nnx.Module):
@@ -86,23 +95,24 @@ class Attention(nnx.Module):
             k, v = (new.astype(old.dtype) for new, old in ((k, cache.k), (v, cache.v)))
             layer = cache.layer
             cache = KeyValues(_write(cache.k, k, slot, layer), _write(cache.v, v, slot, layer), layer)
-            k, v = (c if layer is None else _layer(c, layer) for c in (cache.k, cache.v))
+            k, v = (jnp.moveaxis(c if layer is None else _layer(c, layer), 1, 2) for c in (cache.k, cache.v))
         out = _sharded(q, k, v, visibility, self.dropout, key)
         return einsum("bthk,hkd->btd", out, use(self.out, dtype), "batch seq embed"), cache
 
 
 def _write(cache: jax.Array, new_BTGK: jax.Array, slot: jax.Array, layer: jax.Array | None) -> jax.Array:
     """The cache with new keys or values in place from `slot` on, a number or one for each row."""
-    new = new_BTGK if layer is None else new_BTGK[None]
+    new = jnp.moveaxis(new_BTGK, 1, 2)
+    new = new if layer is None else new[None]
     first = () if layer is None else (layer,)
     if slot.ndim == 0:
-        return jax.lax.dynamic_update_slice(cache, new, (*first, 0, slot, 0, 0))
-    axes = ("" if layer is None else "layers ") + "batch keys kv_heads head_dim"
+        return jax.lax.dynamic_update_slice(cache, new, (*first, 0, 0, slot, 0))
+    axes = ("" if layer is None else "layers ") + CACHE
     whole, rows, own = (rules.spec(a, rules.ACT) for a in ("", "batch", axes))
 
     def local(cache: jax.Array, new: jax.Array, slot: jax.Array, first: tuple[jax.Array, ...]) -> jax.Array:
         def row(cache: jax.Array, new: jax.Array, slot: jax.Array) -> jax.Array:
-            return jax.lax.dynamic_update_slice(cache, new, (*first, slot, 0, 0))
+            return jax.lax.dynamic_update_slice(cache, new, (*first, 0, slot, 0))
 
         axis = cache.ndim - 4
         return jax.vmap(row, (axis, axis, 0), axis)(cache, new, slot)
@@ -111,8 +121,8 @@ def _write(cache: jax.Array, new_BTGK: jax.Array, slot: jax.Array, layer: jax.Ar
     return write(cache, act(new, axes), act(slot, "batch"), first)
 
 
-def _layer(cache_LBSGK: jax.Array, layer: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(cache_LBSGK, layer, axis=0, keepdims=False)
+def _layer(cache_LBGSK: jax.Array, layer: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(cache_LBGSK, layer, axis=0, keepdims=False)
 
 
 def _sharded(
@@ -149,6 +159,6 @@ def empty_cache(
     rows: int, slots: int, kv_heads: int, head_dim: int, dtype: jnp.dtype | type, *, layers: int | None = None
 ) -> KeyValues:
     """A cache of zeros; which slots count is the visibility's business (`key_island` -1 on empty ones)."""
-    zero = jnp.zeros((*(() if layers is None else (layers,)), rows, slots, kv_heads, head_dim), dtype)
-    zero = act(zero, ("" if layers is None else "layers ") + "batch keys kv_heads head_dim")
+    zero = jnp.zeros((*(() if layers is None else (layers,)), rows, kv_heads, slots, head_dim), dtype)
+    zero = act(zero, ("" if layers is None else "layers ") + CACHE)
     return KeyValues(zero, zero)

@@ -14,6 +14,7 @@ from mmgpt.generate.decode import Generator, Prompt
 from mmgpt.generate.sampler import Sampler, Sampling
 from mmgpt.models.decoder import Decoder
 from tests import tiny
+from tests.generate.untrained import one_device
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
@@ -30,7 +31,7 @@ def pair() -> tuple[Generator, Peer]:
     c = Decoder.Config(
         layers=2, embed=32, mlp=64, heads=4, kv_heads=2, head_dim=8, rope_theta=1e6, qk_norm="none", scan=False
     )
-    opened = untrained(c, grammar, 128)
+    opened = untrained(c, grammar, 128, one_device())
     params = jax.tree.map(lambda leaf: leaf * (10.0 if leaf.ndim > 1 else 1.0), opened.params)  # logits far apart
     opened = type(opened)(opened.built, 0, params, {})
     model = opened.built.run.model
