@@ -10,7 +10,7 @@ too, is a matter of what stands before i alone, and p is then the model's own di
 """
 
 import functools
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -31,26 +31,13 @@ class _Settled(NamedTuple):
     stopped: jax.Array
 
 
-class _Seen(NamedTuple):
-    """What a pass gave: `ids [B, W]`, the distributions `p [B, W, V]` that they were drawn from, and a `mark [B, W]` of
-    what was permitted at each.
+class _Window(NamedTuple):
+    """W positions: `ids [B, W]`, the distributions `p [B, W, V]` that they were drawn from, and a `mark [B, W]` of what
+    was permitted at each.
     """
 
     ids: jax.Array
     p: jax.Array
-    mark: jax.Array
-
-
-class _Drafts(NamedTuple):
-    """Drafts `ids [B, W]` and what they were drawn from, `q [B, W, V]`; and before each of them: the automaton's
-    `state [B, W, K]`, whether the row `stopped [B, W]`, and what is permitted, `may [B, W, V]` and its `mark [B, W]`.
-    """
-
-    ids: jax.Array
-    q: jax.Array
-    state: jax.Array
-    stopped: jax.Array
-    may: jax.Array
     mark: jax.Array
 
 
@@ -68,45 +55,57 @@ class _Jacobi:
         """New ids `[B, room]` and the passes `[B]` that each row took."""
         passes, B = self.passes, self.passes.inputs.state.shape[0]
         logits, caches = passes.prompt()
-        zero, state = jnp.zeros((B,), jnp.int32), passes.inputs.state
-        none = _Settled(zero, zero, jnp.zeros((B, 2), jnp.int32), state, zero > 0)
-        may_BV = permitted(self.automaton, state, passes.inputs.room, none.stopped)
-        p_B1V = self._distributions(logits[:, None], may_BV[:, None], state[:, None])
-        ids_B1 = _drawn(p_B1V, self._keys(0, 0))
-        settled = self._settle(none, state[:, None], none.stopped[:, None], ids_B1, zero)
+        zero = jnp.zeros((B,), jnp.int32)
+        none = _Settled(zero, zero, jnp.zeros((B, 2), jnp.int32), passes.inputs.state, zero > 0)
+        p_BWV, mark = self._distributions(logits[:, None], none.state[:, None], none.stopped[:, None], none.made)
+        first = _Window(_drawn(p_BWV, self._keys(0, 0)), p_BWV, mark)
+        settled = self._settle(none, none.state[:, None], none.stopped[:, None], first.ids, zero)
         # What is permitted at the first position may be so at others, which then begin with its distribution.
-        seen = _Seen(*(jnp.repeat(part, self.window, axis=1) for part in (ids_B1, p_B1V, _mark(may_BV)[:, None])))
+        seen = _Window(*(jnp.repeat(part, self.window, axis=1) for part in first))
+        drafts = self._draft(settled, seen, zero + self.window, 0)
         out = jnp.full((B, self.sampling.room + self.window), self.automaton.pad, jnp.int32)
-        out = out.at[:, 0].set(ids_B1[:, 0])
+        out = out.at[:, 0].set(first.ids[:, 0])
 
         def step(carry: tuple) -> tuple:
-            number, count, caches, settled, seen, used, out = carry
+            number, count, caches, settled, drafts, out = carry
             count = count + ~passes.over(settled.state, settled.stopped, settled.made)
-            caches, after, seen, used = self._pass(number, caches, settled, seen, used)
-            return number + 1, count, caches, after, seen, used, jax.vmap(_put)(out, seen.ids, settled.made)
+            caches, settled, drafts, ids, made = self._pass(number, caches, settled, drafts)
+            return number + 1, count, caches, settled, drafts, jax.vmap(_put)(out, ids, made)
 
         def going(carry: tuple) -> jax.Array:
             settled = carry[3]
             return ~jnp.all(passes.over(settled.state, settled.stopped, settled.made))
 
-        first = (jnp.int32(1), zero + 1, caches, settled, seen, zero + self.window, out)
-        carry = jax.lax.while_loop(going, step, first)
-        return carry[6][:, : self.sampling.room], carry[1]
+        carry = jax.lax.while_loop(going, step, (jnp.int32(1), zero + 1, caches, settled, drafts, out))
+        return carry[5][:, : self.sampling.room], carry[1]
 
-    def _pass(self, number: jax.Array, caches: Any, settled: _Settled, seen: _Seen, used: jax.Array) -> tuple:
-        """The caches, rows and window after one more pass, and how many `[B]` of its ids are settled."""
-        drafts = self._draft(settled, seen, used, number)
-        W = self.window
-        places = jax.vmap(self.automaton.place, 1, 1)(drafts.state)
+    def _pass(self, number: jax.Array, caches: object, settled: _Settled, drafts: _Window) -> tuple:
+        """The caches, rows and drafts after one more pass, and the ids `[B, W]` it puts at position `made [B]`."""
+        states, stopped = self._walk(settled, drafts.ids)
+        places = jnp.stack([self.automaton.place(states[:, k]) for k in range(self.window)], axis=1)
         places = jnp.concatenate([jnp.roll(places, 1, axis=1).at[:, 0].set(settled.place), places], axis=2)
-        ids = jnp.concatenate([settled.id[:, None], drafts.ids[:, :-1]], axis=1)
+        ids = jnp.concatenate([settled.id[:, None], drafts.ids], axis=1)
         logits, caches = self.passes.run(ids, places, settled.made - 1, caches)
-        p_BWV = self._distributions(logits, drafts.may, drafts.state)
+        p_BWV, mark = self._distributions(logits, states, stopped, settled.made)
         ids = _verified(drafts, p_BWV, self._keys(number, 0))
-        same = jnp.cumprod(ids[:, : W - 1] == drafts.ids[:, : W - 1], axis=1)
+        same = jnp.cumprod(ids[:, :-1] == drafts.ids, axis=1)
         last = jnp.sum(same, axis=1)  # the first draft that changed is settled too
-        after = self._settle(settled, drafts.state, drafts.stopped, ids, last)
-        return caches, after, _Seen(ids, p_BWV, drafts.mark), last + 1
+        settled_after = self._settle(settled, states, stopped, ids, last)
+        drafts = self._draft(settled_after, _Window(ids, p_BWV, mark), last + 1, number)
+        return caches, settled_after, drafts, ids, settled.made
+
+    def _walk(self, settled: _Settled, ids: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """`[B, W, K]` and `[B, W]`: the automaton, and whether the row stopped, before each output of a pass."""
+
+        def step(carry: tuple, id_B: jax.Array) -> tuple:
+            state, stopped = carry
+            after = self.automaton.advance(state, id_B), stopped | (id_B == self.sampling.stop)
+            return after, after
+
+        first = settled.state, settled.stopped
+        _, rest = jax.lax.scan(step, first, ids.T)
+        states, stopped = (jnp.concatenate([a[None], b]) for a, b in zip(first, rest, strict=True))
+        return jnp.moveaxis(states, 0, 1), stopped.T
 
     def _settle(
         self, before: _Settled, states: jax.Array, stopped: jax.Array, ids: jax.Array, last: jax.Array
@@ -122,19 +121,24 @@ class _Jacobi:
             stopped=take(stopped) | (chosen == self.sampling.stop),
         )
 
-    def _distributions(self, logits_RWV: jax.Array, may_BWV: jax.Array, state_BWK: jax.Array) -> jax.Array:
-        """`p [B, W, V]` of the next ids."""
-        (B, W, V), R = may_BWV.shape, logits_RWV.shape[0]
-        visual = self.automaton.visual(state_BWK.reshape(B * W, -1))
+    def _distributions(
+        self, logits_RWV: jax.Array, states: jax.Array, stopped: jax.Array, made: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """`p [B, W, V]` of the ids at `made [B]` and after it, and their marks `[B, W]`."""
+        R, W, _ = logits_RWV.shape
+        B = made.shape[0]
+        room = self.passes.inputs.room[:, None] - made[:, None] - jnp.arange(W)[None, :]
+        flat = states.reshape(B * W, -1)
+        may = permitted(self.automaton, flat, room.reshape(-1), stopped.reshape(-1))
         logits = logits_RWV.reshape(R * W, -1)
-        found = candidates(self.sampling, logits, may_BWV.reshape(B * W, V), visual)
-        return jax.nn.softmax(found, axis=-1).reshape(B, W, V)
+        found = candidates(self.sampling, logits, may, self.automaton.visual(flat))
+        return jax.nn.softmax(found, axis=-1).reshape(B, W, -1), _mark(may).reshape(B, W)
 
-    def _draft(self, settled: _Settled, seen: _Seen, used: jax.Array, number: jax.Array) -> _Drafts:
-        """Drafts behind the settled ids: those that the last pass left behind its `used [B]`, then new ones.
+    def _draft(self, settled: _Settled, seen: _Window, used: jax.Array, number: jax.Array | int) -> _Window:
+        """W - 1 drafts behind the settled ids: those that the last pass left behind its `used [B]`, then new ones.
 
         A new draft begins with the distribution of the nearest position that permits the same ids (in a picture, the
-        place to the left), else with an equal chance for each. The last draft is of a position that no pass verifies.
+        place to the left), else with that of an equal chance for each.
         """
         W = self.window
 
@@ -144,17 +148,18 @@ class _Jacobi:
             may = permitted(self.automaton, state, self.passes.inputs.room - settled.made - k, stopped)
             mark = _mark(may)
             alike = seen.mark == mark[:, None]
-            kept = used + k < W
-            at = jnp.where(kept, used + k, W - 1 - jnp.argmax(alike[:, ::-1], axis=1))
+            nearest = W - 1 - jnp.argmax(alike[:, ::-1], axis=1)
             even = may / jnp.sum(may, axis=-1, keepdims=True)
-            q = jnp.where((kept | jnp.any(alike, axis=1))[:, None], _take(seen.p, at), even)
-            chosen = jnp.where(kept, _take(seen.ids, at), _drawn(q[:, None], keys)[:, 0])
-            after = self.automaton.advance(state, chosen), stopped | (chosen == self.sampling.stop)
-            return after, _Drafts(chosen, q, state, stopped, may, mark)
+            p = jnp.where(jnp.any(alike, axis=1)[:, None], _take(seen.p, nearest), even)
+            kept = used + k < W
+            at = jnp.minimum(used + k, W - 1)
+            p = jnp.where(kept[:, None], _take(seen.p, at), p)
+            chosen = jnp.where(kept, _take(seen.ids, at), _drawn(p[:, None], keys)[:, 0])
+            state, stopped = self.automaton.advance(state, chosen), stopped | (chosen == self.sampling.stop)
+            return (state, stopped), _Window(chosen, p, mark)
 
-        keys = self._keys(number, 1)
-        keys = jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (0, None))(keys, k))(jnp.arange(W))
-        _, drafts = jax.lax.scan(step, (settled.state, settled.stopped), (jnp.arange(W), keys))
+        keys = jax.vmap(lambda k: jax.vmap(jax.random.fold_in, (0, None))(self._keys(number, 1), k))(jnp.arange(W - 1))
+        _, drafts = jax.lax.scan(step, (settled.state, settled.stopped), (jnp.arange(W - 1), keys))
         return jax.tree.map(lambda part: jnp.moveaxis(part, 0, 1), drafts)
 
     def _keys(self, number: jax.Array | int, use: int) -> jax.Array:
@@ -162,17 +167,16 @@ class _Jacobi:
         return jax.vmap(lambda key: jax.random.fold_in(jax.random.fold_in(key, number), use))(self.keys)
 
 
-def _verified(drafts: _Drafts, p_BWV: jax.Array, keys_B: jax.Array) -> jax.Array:
-    """Ids `[B, W]` distributed as `p`: as many drafts as possible but the last, which no pass saw: all of p is left."""
-    W = p_BWV.shape[1]
-    known = (jnp.arange(W) < W - 1)[None, :]
-    q = jnp.where(known[:, :, None], drafts.q, 0.0)
-    chance_p, chance_q = (jnp.take_along_axis(a, drafts.ids[:, :, None], axis=2)[:, :, 0] for a in (p_BWV, q))
-    uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), (W,)))(keys_B)
+def _verified(drafts: _Window, p_BWV: jax.Array, keys_B: jax.Array) -> jax.Array:
+    """Ids `[B, W]` distributed as `p`: as many drafts as possible, and an id behind them."""
+    q = jnp.pad(drafts.p, ((0, 0), (0, 1), (0, 0)))  # behind the drafts nothing was drawn: all of p is left
+    draft = jnp.pad(drafts.ids, ((0, 0), (0, 1)))[:, :, None]
+    chance_p, chance_q = (jnp.take_along_axis(a, draft, axis=2)[:, :, 0] for a in (p_BWV, q))
+    uniform = jax.vmap(lambda key: jax.random.uniform(jax.random.fold_in(key, 0), q.shape[1:2]))(keys_B)
     rest = jnp.maximum(p_BWV - q, 0.0)
     rest = jnp.where(jnp.sum(rest, axis=-1, keepdims=True) > 0.0, rest, p_BWV)  # rounding may leave nothing
     again = _drawn(rest, jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys_B))
-    return jnp.where(known & (uniform * chance_q < chance_p), drafts.ids, again)
+    return jnp.where(uniform * chance_q < chance_p * (chance_q > 0.0), draft[:, :, 0], again)
 
 
 def _drawn(p_BWV: jax.Array, keys_B: jax.Array) -> jax.Array:
