@@ -45,18 +45,19 @@ class Moments:
 def frechet_distance(a: Moments, b: Moments) -> float:
     """`|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a C_b)^(1/2))`, never below 0.
 
-    The trace of the root is the sum of the roots of the eigenvalues of `C_a^(1/2) C_b C_a^(1/2)`, which is symmetric:
-    no complex numbers, also where a covariance is singular.
+    The trace of the root is the sum of the singular values of `C_a^(1/2) C_b^(1/2)`: no complex numbers, and no root of
+    a rounding error, also where a covariance is singular.
     """
     first, second = a.covariance, b.covariance
     if first.shape != second.shape:
         raise MetricError(f"features of {len(first)} and of {len(second)} numbers cannot be compared.")
-    root = _root(first)
-    between = np.sqrt(np.maximum(np.linalg.eigvalsh(root @ second @ root), 0.0)).sum()
+    between = np.linalg.svd(_root(first) @ _root(second), compute_uv=False).sum()
     distance = np.square(a.mean - b.mean).sum() + np.trace(first) + np.trace(second) - 2.0 * between
     return max(0.0, float(distance))
 
 
 def _root(matrix: np.ndarray) -> np.ndarray:
+    """The symmetric root; eigenvalues within rounding of 0 are 0, or their roots would be errors of 1e-8."""
     values, vectors = np.linalg.eigh(matrix)
-    return (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
+    noise = len(matrix) * np.finfo(np.float64).eps * np.abs(values).max(initial=0.0)
+    return (vectors * np.sqrt(np.where(values > noise, values, 0.0))) @ vectors.T
