@@ -21,6 +21,8 @@ from mmgpt.train.run import Run
 
 DIR = "runs/tiny_vision"
 
+STEPS = 1600
+
 
 def _tiny(model: ModelConfig, objective: VqGan.Config, steps: int) -> Run:
     adam = Optimizer.Config(learning_rate=2e-3, warmup=50, b1=0.5, b2=0.9, weight_decay=0.0, final=0.02)
@@ -55,13 +57,13 @@ def movq_tiny() -> Run:
     model = MoVQ.Config(
         codes=256, latent=4, channels=16, multiples=(1, 2, 4), blocks=1, attention=(), heads=1, temporal=2
     )
-    return _tiny(model, _objective(1200, entropy=0.01, temperature=0.05), 1200)
+    return _tiny(model, _objective(STEPS, entropy=0.01, temperature=0.05), STEPS)
 
 
 def ibq_tiny() -> Run:
     """Emu3.5's kind: index backpropagation through the softmax over all codes."""
     model = IBQ.Config(codes=64, dim=8, latent=32, channels=16, multiples=(1, 2, 4), blocks=1, attention=())
-    return _tiny(model, _objective(1200, entropy=0.01, temperature=0.1, quantization=0.06), 1200)
+    return _tiny(model, _objective(STEPS, entropy=0.01, temperature=0.1, quantization=0.06), STEPS)
 
 
 def tiny_vision() -> Recipe:

@@ -4,6 +4,7 @@ Every component holds a `Config` next to it with its knobs. A field that holds a
 with the base class `Config`; the snapshot keeps the concrete class by name, and only classes of this package load.
 """
 
+import ast
 import dataclasses
 import difflib
 import importlib
@@ -182,12 +183,25 @@ def difference(config: Config, base: Config) -> dict[str, tuple[Any, Any]]:
 
 
 def as_flags(argv: list[str]) -> list[str]:
-    """`a.b_c=value` arguments rewritten as `--a.b-c value`, other arguments as they are."""
+    """`a.b_c=value` arguments rewritten as `--a.b-c value`, other arguments as they are.
+
+    A tuple may be typed as it is printed: `a=(1, 2)` becomes `--a 1 2`.
+    """
     flags: list[str] = []
     for arg in argv:
         key, equals, value = arg.partition("=")
         if equals and not arg.startswith("-") and all(part.isidentifier() for part in key.replace("-", "_").split(".")):
-            flags += [f"--{key.replace('_', '-')}", value]
+            flags += [f"--{key.replace('_', '-')}", *_values(value)]
         else:
             flags.append(arg)
     return flags
+
+
+def _values(text: str) -> list[str]:
+    if not (text.startswith("(") and text.endswith(")")):
+        return [text]
+    try:
+        found = ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return [text]
+    return [str(value) for value in found] if isinstance(found, tuple) else [str(found)]

@@ -114,8 +114,10 @@ def one_by_one(passes: Passes, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     def draw(logits: jax.Array, state: jax.Array, made: jax.Array, out: jax.Array, stopped: jax.Array) -> tuple:
         may = permitted(automaton, state, inputs.room - made, stopped)
         found = candidates(sampling, logits, may, automaton.visual(state))
-        noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, made), (found.shape[1],)))(keys)
-        chosen = jnp.argmax(found + noise, axis=-1).astype(jnp.int32)
+        if not sampling.greedy:  # the largest after Gumbel noise is a sample
+            noise = jax.vmap(lambda key: jax.random.gumbel(jax.random.fold_in(key, made), (found.shape[1],)))(keys)
+            found = found + noise
+        chosen = jnp.argmax(found, axis=-1).astype(jnp.int32)
         out = jax.lax.dynamic_update_slice_in_dim(out, chosen[:, None], made, axis=1)
         after = automaton.advance(state, chosen)
         places = jnp.concatenate([automaton.place(state), automaton.place(after)], axis=1)

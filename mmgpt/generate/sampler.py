@@ -57,6 +57,11 @@ class Sampling(config.Config):
         """Rows that each prompt takes in a batch: itself, the negative branch, the prompt's pictures alone."""
         return 3 if self.image_guidance != 1.0 else 1 if self.guidance == 1.0 else 2
 
+    @property
+    def greedy(self) -> bool:
+        """Whether only the likeliest ids are taken."""
+        return self.text.temperature == self.image.temperature == 0.0
+
 
 def filtered(logits_BV: jax.Array, sampler: Sampler) -> jax.Array:
     """Logits over temperature, with what top-k and top-p leave out at -inf (arXiv 1904.09751)."""

@@ -203,6 +203,10 @@ def test_the_difference_names_changed_leaves_only() -> None:
         ("--steps=5", ["--steps=5"]),
         ("emu3_8b", ["emu3_8b"]),
         ("runs/a=b", ["runs/a=b"]),
+        ("model.multiples=(1, 2)", ["--model.multiples", "1", "2"]),
+        ("attention=()", ["--attention"]),
+        ("prompt=(not a tuple", ["--prompt", "(not a tuple"]),
+        ("prompt=(a, b)", ["--prompt", "(a, b)"]),
     ],
 )
 def test_assignments_become_flags_and_the_rest_stays(given: str, flags: list[str]) -> None:
