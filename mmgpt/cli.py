@@ -116,13 +116,13 @@ def _train(args: list[str]) -> int:
     run, run_dir = _overridden(base, rest, f"mmgpt train {name}")
     run_dir = run_dir or folder or Path("runs") / name
     for key, (old, new) in config.difference(run, base).items():
-        console.print(f"  {key}: {old} -> {new}", highlight=False)
+        console.print(f"  {key}: {old} -> {new}")
     from mmgpt.dist.hosts import REQUEUE
     from mmgpt.train.loop import train
 
     outcome = train(run, run_dir, _sample_hook(run))
     if outcome.preempted:
-        console.print(f"saved at step {outcome.step}; run the same command to go on", highlight=False)
+        console.print(f"saved at step {outcome.step}; run the same command to go on")
         return REQUEUE
     return 0
 

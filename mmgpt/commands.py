@@ -79,7 +79,7 @@ def data_import(
     from mmgpt.data.importing import import_dataset
 
     done = import_dataset(format, path, out, name, overwrite=overwrite)
-    console.print(f"{out}: {done.documents} documents, {sum(done.rejected.values())} rejected", highlight=False)
+    console.print(f"{out}: {done.documents} documents, {sum(done.rejected.values())} rejected")
 
 
 def data_inspect(
@@ -116,7 +116,7 @@ def data_inspect(
             decode_codes = VisionTokenizer.load(vision).decode
         page = documents_html(dataset, documents, text=decode_text, pixels=decode_codes)
         html.write_text(page)
-        console.print(f"wrote {html}", highlight=False)
+        console.print(f"wrote {html}")
     if json is not None:
         write_json(json, found)
 
@@ -140,7 +140,7 @@ def tokenize_text(
     from mmgpt.tokenize.text import train_text
 
     trained = train_text(list(datasets), out, size, most, superwords)
-    console.print(f"{out}: {trained.size} pieces", highlight=False)
+    console.print(f"{out}: {trained.size} pieces")
 
 
 def tokenize_data(
@@ -172,7 +172,7 @@ def tokenize_data(
     texts, images = TextTokenizer.load(text), VisionTokenizer.load(vision)
     for path, name in names.items():
         done = tokenize_dataset(path, out / name, text=texts, image=images, area=area, fps=fps, batch=batch)
-        console.print(f"{out / name}: {done}", highlight=False)
+        console.print(f"{out / name}: {done}")
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -46,9 +46,9 @@ def run_recipe(recipe: Recipe, extra: list[str]) -> int:
         command = [part.replace("{dir}", recipe.directory) for part in step.command]
         line = "mmgpt " + shlex.join(command)
         if step.makes and (folder / step.makes).exists():
-            console.print(f"[dim]{number}/{len(recipe.steps)}  done before: {line}[/]", highlight=False)
+            console.print(f"{number}/{len(recipe.steps)}  done before: {line}", style="dim")
             continue
-        console.print(f"[bold]{number}/{len(recipe.steps)}  {line}[/]", highlight=False)
+        console.print(f"{number}/{len(recipe.steps)}  {line}", style="bold")
         if command[0] == "train":
             command += extra
         begin = time.perf_counter()
@@ -59,7 +59,7 @@ def run_recipe(recipe: Recipe, extra: list[str]) -> int:
         record["peak_gib"] = round(max(record["peak_gib"], peak), 2)
         write_json(folder / "times.json", times)
         if code != 0:
-            console.print(f"[red]stopped[/] with exit code {code} at: {line}", highlight=False)
+            console.print(f"stopped with exit code {code} at: {line}", style="red")
             return code
     return 0
 

@@ -1,6 +1,7 @@
 """What a run tells: console lines, progress, metrics and samples; and files written whole or not at all."""
 
 import contextlib
+import errno
 import io
 import json
 import math
@@ -9,6 +10,7 @@ import re
 import socket
 import struct
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
@@ -18,7 +20,6 @@ from typing import Any, TypeVar
 import numpy as np
 from PIL import Image
 from rich.console import Console, RenderableType
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from tensorboardX import summary
@@ -33,7 +34,7 @@ PROGRESS_SECONDS = 10.0
 
 T = TypeVar("T")
 
-console = Console(stderr=True, highlight=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
+console = Console(stderr=True, highlight=False, markup=False, width=None if sys.stderr.isatty() else PLAIN_WIDTH)
 """Everything the package says to a person goes here, to stderr; stdout is for results."""
 
 
@@ -48,16 +49,16 @@ def table(title: str, rows: dict[str, dict[str, Any]]) -> Table:
 
 def show(result: RenderableType) -> None:
     """Prints a result, such as a table, to stdout."""
-    Console(highlight=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(result)
+    Console(highlight=False, markup=False, width=None if sys.stdout.isatty() else PLAIN_WIDTH).print(result)
 
 
 def printable(text: str, limit: int = 500) -> str:
-    """Foreign text (a caption, a file name) made safe for the console: controls and rich markup are escaped.
+    """Foreign text (a caption, a file name) made safe for the console: what a terminal would obey is escaped.
 
-    A terminal would obey the escape sequences and the text-direction marks of a caption.
+    A caption may hold escape sequences and text-direction marks. Markup needs no care: the console reads none.
     """
     shown = text if len(text) <= limit else text[: limit - 1] + "…"
-    return escape("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown))
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in shown)
 
 
 def progress(items: Iterable[T], *, total: int | None = None, label: str = "") -> Iterator[T]:
@@ -81,8 +82,21 @@ def _lines(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
         yield item
         if (now := time.monotonic()) - said >= PROGRESS_SECONDS:
             said = now
-            console.print(f"{label}: {done}{of}, {done / (now - start):.3g}/s", markup=False)
-    console.print(f"{label}: {done}{of} in {time.monotonic() - start:.1f} s", markup=False)
+            console.print(f"{label}: {done}{of}, {done / (now - start):.3g}/s")
+    console.print(f"{label}: {done}{of} in {time.monotonic() - start:.1f} s")
+
+
+def check_writable(path: Path) -> None:
+    """OSError, which names the path, unless a file can be written there: to be called before work that it ends."""
+    if path.is_dir():
+        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        error.filename = str(path)
+        raise
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
@@ -259,8 +273,8 @@ class Metrics:
         except OSError as e:
             self._lost += 1
             if self._lost.bit_count() == 1:  # said at 1, 2, 4, 8, ...: a disk may be full for days
-                what = f"[bold red]metrics: {self._lost} writes lost[/]"
-                console.print(f"{what} ({printable(str(e))}). The run goes on; free space.")
+                what = f"metrics: {self._lost} writes lost ({printable(str(e))}). The run goes on; free space."
+                console.print(what, style="bold red")
 
 
 class Untold(Metrics):

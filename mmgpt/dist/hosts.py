@@ -116,7 +116,7 @@ def preempted(step: int) -> bool:
         else:
             _signal.agreed = _signal.caught
         if _signal.agreed and is_lead():
-            console.print(f"[bold yellow]preempted[/]: SIGTERM was received; the run stops after step {step}")
+            console.print(f"preempted: SIGTERM was received; the run stops after step {step}", style="bold yellow")
     return _signal.agreed
 
 

@@ -175,7 +175,7 @@ def _taking_turns(ours: Callable[[], Any], theirs: Callable[[], Any], turns: int
     same = float(np.mean([np.mean(row[: len(m)] == m) for row, m in zip(expected, made, strict=True)]))
     seconds: dict[str, list[float]] = {"ours": [], "theirs": []}
     for turn in range(turns):
-        console.print(f"turn {turn + 1} of {turns}", highlight=False)
+        console.print(f"turn {turn + 1} of {turns}")
         for who, call in (("ours", ours), ("theirs", theirs)):
             begin = time.perf_counter()
             call()

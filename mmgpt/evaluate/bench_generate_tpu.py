@@ -49,7 +49,7 @@ def bytes_per_token(target: str, devices: int, batches: tuple[int, ...]) -> dict
     mesh = Mesh.Config(fsdp=1, tensor=devices).build(_topology(target).devices[:devices])
     figures: dict[str, float] = {}
     for batch in batches:
-        console.print(f"compiling for {devices} x {target}, batch {batch}", highlight=False)
+        console.print(f"compiling for {devices} x {target}, batch {batch}")
         text, weights, caches = _compiled(mesh, batch)
         computations, entry = bench_bytes.parse(text)
         read = bench_bytes.bytes_read(computations, bench_bytes.decoding_loop(computations, entry))

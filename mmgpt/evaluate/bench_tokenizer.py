@@ -64,7 +64,7 @@ def _measure(ours: Coder, theirs: Coder, x: np.ndarray, repeats: int) -> dict[st
     apart = float(np.abs(ours[1](codes) - drawn).max() / np.ptp(drawn))
     seconds: dict[str, list[float]] = {}
     for turn in range(repeats):
-        console.print(f"turn {turn + 1} of {repeats}", highlight=False)
+        console.print(f"turn {turn + 1} of {repeats}")
         for who, (encode, decode) in {"ours": ours, "theirs": theirs}.items():
             for what, function, argument in (("encode", encode, x), ("decode", decode, codes)):
                 begin = time.perf_counter()

@@ -48,7 +48,7 @@ def _safely(hook: Hook) -> Hook:
         try:
             hook(opened, metrics)
         except Exception as e:  # hours of training are worth more than a picture
-            console.print(f"[red]no samples at step {opened.step}[/]: {printable(f'{type(e).__name__}: {e}')}")
+            console.print(f"no samples at step {opened.step}: {printable(f'{type(e).__name__}: {e}')}", style="red")
 
     return safe
 

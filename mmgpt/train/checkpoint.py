@@ -172,7 +172,7 @@ class Checkpoints:
             if step is not None:
                 raise CheckpointError(f"{folder}: {damage}. Choose another step of {self.steps()}.")
             skip.add(candidate)
-            console.print(f"[bold red]checkpoint {candidate} is damaged[/] ({damage}); trying the one before it")
+            console.print(f"checkpoint {candidate} is damaged ({damage}); trying the one before it", style="bold red")
             if self._lead and not self._read_only:
                 _set_aside(folder)
             hosts.barrier(f"set aside {folder.name}")
@@ -232,7 +232,7 @@ class Checkpoints:
     def _fail(self, step: int, error: Exception) -> None:
         self._saved, self.failures = None, self.failures + 1
         reason = printable(" ".join(str(error).split()), 300)
-        console.print(f"[bold red]checkpoint {step} was not saved[/]: {type(error).__name__}: {reason}")
+        console.print(f"checkpoint {step} was not saved: {type(error).__name__}: {reason}", style="bold red")
         console.print(f"The run goes on; complete: {self.steps()}, failed in a row: {self.failures}.")
         if self._lead:
             _remove(self.directory.glob(f"{step}.saving*"))
@@ -254,7 +254,7 @@ class Checkpoints:
         _remove(p for p in self.directory.iterdir() if ".saving" in p.name or p.name.endswith(".deleting"))
         for folder in sorted(self.directory.iterdir()):
             if folder.name.isdecimal() and not (folder / manifest.NAME).is_file():
-                console.print(f"[bold red]checkpoint {folder.name} has lost its {manifest.NAME}[/]")
+                console.print(f"checkpoint {folder.name} has lost its {manifest.NAME}", style="bold red")
                 _set_aside(folder)
 
 
@@ -299,7 +299,7 @@ def _set_aside(folder: Path) -> None:
     while (target := folder.with_name(f"{folder.name}.corrupt-{number}")).exists():
         number += 1
     folder.rename(target)
-    console.print(f"[bold red]{printable(str(folder))}[/] was renamed {target.name}")
+    console.print(f"{printable(str(folder))} was renamed {target.name}", style="bold red")
 
 
 def _remove(folders: Iterable[Path]) -> None:

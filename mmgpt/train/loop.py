@@ -65,7 +65,7 @@ def _start(built: Built, checkpoints: Checkpoints, rows: Rows, run_dir: Path) ->
     """The state to go on from and the steps done: the newest complete checkpoint's, or a fresh one."""
     ema = built.run.ema is not None
     if are_alone(checkpoints):
-        console.print(f"{run_dir}: beginning with the weights that are there", highlight=False)
+        console.print(f"{run_dir}: beginning with the weights that are there")
         weights = restore_weights(checkpoints, without_training_parts(built).structure)
         return begin(built.structure, built.optimizer, ema, *weights), 0
     restored = checkpoints.restore(states.abstract(built.structure, built.optimizer, ema))
@@ -78,7 +78,7 @@ def _start(built: Built, checkpoints: Checkpoints, rows: Rows, run_dir: Path) ->
         )
     done = restored.step == built.run.steps
     what = f"{run_dir}: all {restored.step} steps are done" if done else f"going on from step {restored.step}"
-    console.print(what if done else f"{what} of {built.run.steps}", highlight=False)
+    console.print(what if done else f"{what} of {built.run.steps}")
     return restored.state, restored.step
 
 
@@ -181,4 +181,4 @@ def _tell(done: int, steps: int, figures: dict[str, float], speed: dict[str, flo
         if "step_seconds" in speed:
             left = round((steps - done) * speed["step_seconds"])
             parts.append(f"{speed['step_seconds']:.3g} s/step  {left // 60}:{left % 60:02d} left")
-        console.print(f"step {done}/{steps}  {'  '.join(parts)}", highlight=False)
+        console.print(f"step {done}/{steps}  {'  '.join(parts)}")

@@ -263,7 +263,7 @@ def open_run(run_dir: Path, step: int | None = None) -> Opened:
             opened = _trained(checkpoints, built, alone, step)
     if opened is None:
         raise ConfigError(f"{run_dir} has no complete checkpoint; train it first with `mmgpt train {run_dir}`.")
-    console.print(f"opened {run_dir} at step {opened.step}", highlight=False)
+    console.print(f"opened {run_dir} at step {opened.step}")
     return opened
 
 

@@ -44,7 +44,7 @@ def events(folder: Path) -> Iterator:
 def said(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
     """What the console was told."""
     text = io.StringIO()
-    monkeypatch.setattr(log, "console", Console(file=text, width=200, highlight=False))
+    monkeypatch.setattr(log, "console", Console(file=text, width=200, highlight=False, markup=False))
     return text
 
 
@@ -183,7 +183,7 @@ def test_a_caption_reaches_the_console_as_it_is_and_commands_nothing(said: io.St
 @pytest.mark.parametrize("terminal", [False, True])
 def test_progress_yields_every_item_and_says_so_at_the_end(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
     text = io.StringIO()
-    monkeypatch.setattr(log, "console", Console(file=text, width=100, force_terminal=terminal))
+    monkeypatch.setattr(log, "console", Console(file=text, width=100, force_terminal=terminal, markup=False))
     assert list(log.progress(range(5), label="[b] read")) == [0, 1, 2, 3, 4]
     assert "[b] read" in text.getvalue() and "5/5" in text.getvalue()
     if not terminal:
@@ -193,3 +193,19 @@ def test_progress_yields_every_item_and_says_so_at_the_end(monkeypatch: pytest.M
 def test_importing_it_imports_no_jax() -> None:
     code = "import sys, mmgpt.core.log; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_markup_in_names_is_shown_and_not_obeyed(capsys: pytest.CaptureFixture[str]) -> None:
+    log.show(log.table("runs/[red]x", {"a[/b]": {"[bold]": "[/]"}}))
+    out = capsys.readouterr().out
+    assert all(part in out for part in ("runs/[red]x", "a[/b]", "[bold]", "[/]"))
+
+
+def test_a_place_where_no_file_can_be_written_is_told_at_once(tmp_path: Path) -> None:
+    log.check_writable(tmp_path / "new" / "x.json")
+    assert not list((tmp_path / "new").iterdir())
+    (tmp_path / "file").write_text("kept")
+    for path in (tmp_path, tmp_path / "file" / "x.json", Path("/proc/nothing/x.json")):
+        with pytest.raises(OSError) as told:
+            log.check_writable(path)
+        assert told.value.filename == str(path)
