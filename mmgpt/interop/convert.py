@@ -4,12 +4,9 @@ What a checkpoint has besides the numbers that we compute with is remembered in 
 tokenizer files, number formats, names, and tensors that we only keep. So a checkpoint comes back byte for byte.
 """
 
-import contextlib
 import dataclasses
 import json
-import os
-import shutil
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,15 +19,18 @@ from mmgpt.core.log import console, write_atomic, write_json
 from mmgpt.interop import hf_config
 from mmgpt.interop.hf_config import Described, is_hugging_face
 from mmgpt.interop.names import LAYOUTS, Entry
-from mmgpt.interop.open import Source, entries
+from mmgpt.interop.open import Source, entries, layout_of, small_files
 from mmgpt.interop.open import copy_small_files as copy_small
-from mmgpt.interop.safetensors_folder import SafetensorsFolder
-from mmgpt.interop.safetensors_writer import SHARD_BYTES, Planned, write_file, write_folder
+from mmgpt.interop.safetensors_folder import DTYPES, SafetensorsFolder, shown
+from mmgpt.interop.safetensors_writer import SHARD_BYTES, Planned, not_finite, write_file, write_folder
+from mmgpt.interop.whole_folder import whole_folder
 from mmgpt.models import VisionConfig
 from mmgpt.models.decoder import Decoder
 from mmgpt.models.movq import MoVQ
 from mmgpt.objectives.objective import ObjectiveConfig
-from mmgpt.train.run import Opened, Run, load_run, open_run
+from mmgpt.tokens.grammars.grammar import Grammar
+from mmgpt.train.checkpoint import check_path
+from mmgpt.train.run import Opened, Run, Tokens, load_run, open_run
 from mmgpt.train.weights import save_weights
 
 MEMORY = "huggingface"
@@ -57,11 +57,18 @@ def to_run(
     `like` gives the decoder's run everything but model and tokens, `vision` is the folder of an image tokenizer that
     was published apart. ConfigError, FolderError, OSError.
     """
-    found = Source(source)
-    if vision is not None:
-        _check_vision(found, vision)
-    main: Literal["text", "vision"] = "text" if found.holds("text") else "vision"
-    with whole_folder(out, overwrite) as folder:
+    check_path(out)
+    needed = [source, *([] if vision is None else [vision]), *([] if like is None else _tokenizers(like.tokens))]
+    with whole_folder(out, overwrite, needed) as folder:
+        found = Source(source)
+        small_files(source)  # tells links out of the folder
+        main: Literal["text", "vision"] = "text" if found.holds("text") else "vision"
+        if vision is not None:
+            _check_vision(found, vision)
+        if like is not None and (main != "text" or not isinstance(like.model, Decoder.Config)):
+            raise ConfigError(
+                "--like gives its settings to a decoder's run: name the preset of a decoder, or leave it out."
+            )
         for part in ("text", "vision"):
             if not found.holds(part):
                 continue
@@ -74,9 +81,31 @@ def to_run(
                 run = like.replace(model=run.model, objective=_of_ids(like, run), tokens=run.tokens or like.tokens)
             write_atomic(run_dir / "config.json", config.to_json(run))
             opened = found.open(part, found.run(part))
-            with jax.set_mesh(opened.built.mesh), run.checkpoint.build(run_dir / "checkpoints") as checkpoints:
-                save_weights(checkpoints, opened.params, opened.variables)
+            with jax.set_mesh(opened.built.mesh), run.checkpoint.build(run_dir / "checkpoints", quiet=True) as saved:
+                save_weights(saved, opened.params, opened.variables)
         _remember(found, folder / MEMORY)
+        _tell_not_finite(_counted(found.files))
+
+
+def _tokenizers(tokens: Tokens | None) -> list[Path]:
+    return [] if tokens is None else [Path(path) for path in (tokens.text, tokens.vision) if path]
+
+
+def _counted(files: SafetensorsFolder) -> dict[str, int]:
+    """How many numbers of each tensor are not finite."""
+    counts = {}
+    for name in sorted(files.tensors):
+        counts[name] = not_finite(files.read(name))
+        files.release()
+    return counts
+
+
+def _tell_not_finite(counts: Mapping[str, int]) -> None:
+    """A line where some numbers are not: nothing can be computed with them, but they may be wanted as they are."""
+    if found := {name: count for name, count in counts.items() if count}:
+        first = next(iter(found))
+        more = f", and so are {len(found) - 1} more tensors" if len(found) > 1 else ""
+        console.print(f"warning: {found[first]} numbers of {shown(first)} are NaN or infinite{more}.")
 
 
 def _check_vision(source: Source, folder: Path) -> None:
@@ -127,54 +156,76 @@ def to_hugging_face(
     A run that was converted keeps names, number formats and files of where it came from unless `family` or `dtype` say
     otherwise; another has its `family` from its config, and float32. ConfigError, CheckpointError, OSError.
     """
+    if shard_bytes < 1:
+        raise ConfigError(f"--shard-bytes is {shard_bytes}; it must be at least 1.")
     run, memory = load_run(run_dir), run_dir / MEMORY
-    notes = _notes(memory) if family is None else None
-    opened = open_run(run_dir)
-    described = _described(run, opened, notes, memory, family)
-    layout = LAYOUTS[notes.layout if notes is not None else "decoder" if described.model is not None else "vision"]
-    parts = [(opened, entries(described, layout, "text" if described.model is not None else "vision"))]
-    whole = described.model is not None and described.vision is not None
-    if whole:
-        parts.append((open_run(run_dir / "vision"), entries(described, layout, "vision")))
-    readers = {entry.hf_name: (opened, entry) for opened, part in parts for entry in part}
-    kept = SafetensorsFolder(memory) if notes is not None and (memory / KEPT).exists() else None
-    plan = [
-        Planned(name=name, dtype=_format(name, notes, dtype), shape=entry.hf_shape)
-        for name, (_, entry) in readers.items()
-    ]
-    if kept is not None:
-        plan += [Planned(name=t.name, dtype=t.dtype, shape=t.shape) for t in kept.tensors.values()]
+    with whole_folder(out, overwrite, [run_dir, *_tokenizers(run.tokens)]) as folder:
+        notes = _notes(memory) if family is None else None
+        described = _described(run, None if run.tokens is None else run.tokens.build(), notes, memory, family)
+        layout = LAYOUTS[notes.layout if notes is not None else "decoder" if described.model is not None else "vision"]
+        main: Literal["text", "vision"] = "text" if described.model is not None else "vision"
+        parts = {run_dir: entries(described, layout, main)}
+        whole = described.model is not None and described.vision is not None
+        if whole:
+            parts[run_dir / "vision"] = entries(described, layout, "vision")
+        kept = SafetensorsFolder(memory) if notes is not None and (memory / KEPT).exists() else None
+        plan = [
+            Planned(name=e.hf_name, dtype=_format(e.hf_name, notes, dtype, memory), shape=e.hf_shape)
+            for part in parts.values()
+            for e in part
+        ]
+        if kept is not None:
+            plan += [Planned(name=t.name, dtype=t.dtype, shape=t.shape) for t in kept.tensors.values()]
+        body = _config(described, dtype, whole, None if notes is None else memory / "config.json", notes)
+        # Faults that show without the weights are told by now. The image tokenizer, the smaller part, is opened first.
+        opened = {path: open_run(path) for path in reversed(parts)}
+        readers = {entry.hf_name: (opened[path], entry) for path, part in parts.items() for entry in part}
+        counts: dict[str, int] = {}
 
-    def read(name: str) -> np.ndarray:
-        return _numbers(*readers[name]) if name in readers else kept.read(name) if kept else np.empty(0)
+        def read(name: str) -> np.ndarray:
+            array = _numbers(*readers[name]) if name in readers else kept.read(name) if kept else np.empty(0)
+            counts[name] = not_finite(array)
+            return array
 
-    with whole_folder(out, overwrite) as folder:
         if notes is not None:
             copy_small(memory, folder)
             (folder / NOTES).unlink()
-        body = _config(described, dtype, whole, None if notes is None else memory / "config.json", notes)
         if body is not None:
             write_json(folder / "config.json", body)
         metadata = {"format": "pt"} if notes is None else notes.metadata
         write_folder(folder, plan, read, metadata=metadata, shard_bytes=shard_bytes)
+        _tell_not_finite(counts)
 
 
 def _notes(memory: Path) -> Notes | None:
     if not (memory / NOTES).exists():
         return None
     try:
-        return Notes(**json.loads((memory / NOTES).read_bytes()))
-    except (ValueError, TypeError) as e:
-        raise ConfigError(f"{memory / NOTES}: damaged ({e}). Convert the checkpoint again, or name a family.") from e
+        notes = Notes(**json.loads((memory / NOTES).read_bytes()))
+        fits = notes.layout in LAYOUTS and all(dtype in DTYPES for dtype in notes.dtypes.values())
+        fits = fits and all(isinstance(text, str) for text in notes.metadata.values())
+    except (ValueError, TypeError, AttributeError, RecursionError) as e:
+        raise ConfigError(_damaged(memory, str(e))) from e
+    if not fits:
+        raise ConfigError(_damaged(memory, "no layout, number format or metadata that is written there"))
+    return notes
 
 
-def _format(name: str, notes: Notes | None, dtype: str | None) -> str:
+def _damaged(memory: Path, what: str) -> str:
+    return f"{memory / NOTES}: damaged ({what}). Convert the checkpoint again."
+
+
+def _format(name: str, notes: Notes | None, dtype: str | None, memory: Path) -> str:
     if name.endswith("num_batches_tracked"):
         return "I64"
-    return FORMATS[dtype or "float32"] if notes is None or dtype is not None else notes.dtypes[name]
+    if notes is None or dtype is not None:
+        return FORMATS[dtype or "float32"]
+    if name not in notes.dtypes:
+        raise ConfigError(_damaged(memory, f"no number format of {name}"))
+    return notes.dtypes[name]
 
 
-def _described(run: Run, opened: Opened, notes: Notes | None, memory: Path, family: str | None) -> Described:
+def _described(run: Run, grammar: Grammar | None, notes: Notes | None, memory: Path, family: str | None) -> Described:
     """What the config.json is to say: of where the run came from, with the model as it is now.
 
     With another `family` than there, `notes` is None: what was remembered then tells ids, rows and context alone.
@@ -182,7 +233,11 @@ def _described(run: Run, opened: Opened, notes: Notes | None, memory: Path, fami
     model = run.model
     from_there = _notes(memory)
     before = None if from_there is None else hf_config.read(memory / "config.json", from_there.dtypes)
+    if before is not None and from_there is not None and layout_of(before, from_there.dtypes) != from_there.layout:
+        raise ConfigError(_damaged(memory, f"its names are not of layout {from_there.layout!r}"))
     if isinstance(model, MoVQ.Config):
+        if family is not None:
+            raise ConfigError(f"--to {family} is of decoders, the run is of an image tokenizer; leave --to out.")
         return Described(vision=_as_before(model, None if before is None else before.vision))
     if not isinstance(model, Decoder.Config):
         raise ConfigError(
@@ -192,7 +247,6 @@ def _described(run: Run, opened: Opened, notes: Notes | None, memory: Path, fami
         whole = before.vision if notes is not None else None
         kind = before.family if family is None else family
         return dataclasses.replace(before, model=_as_before(model, before.model), family=_known(kind), vision=whole)
-    grammar = opened.built.grammar
     if grammar is not None:
         model = model.fit(grammar.vocabulary)
     kind = _known(family or _family(model, visual=grammar is not None))
@@ -244,29 +298,6 @@ def _numbers(opened: Opened, entry: Entry) -> np.ndarray:
     with jax.set_mesh(opened.built.mesh):
         array = np.asarray(leaf if entry.layer is None else leaf[entry.layer])
     return entry.to_hf(array[tuple(slice(n) for n in entry.shape)])
-
-
-@contextlib.contextmanager
-def whole_folder(out: Path, overwrite: bool) -> Iterator[Path]:
-    """A folder to write into, which appears under its name once all is written; after an error nothing is left."""
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        if not overwrite:
-            raise ConfigError(f"{out} is there already; give another folder, or --overwrite True.")
-        if not (out / "config.json").is_file():
-            raise ConfigError(f"{out} holds something else than a model and is not overwritten; give another folder.")
-    temporary = out.with_name(f".{out.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-        yield temporary
-        old = out.with_name(f".{out.name}.{os.getpid()}.old")
-        if out.exists():
-            out.rename(old)
-        temporary.rename(out)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    console.print(f"wrote {out}", highlight=False)
 
 
 def convert(

@@ -109,12 +109,19 @@ class Described:
 
 
 def is_hugging_face(folder: Path) -> bool:
-    """Whether the folder's config.json is of Hugging Face's kind, not a run's."""
-    try:
-        body = json.loads((folder / "config.json").read_bytes())
-    except (OSError, ValueError, RecursionError):
-        return False
+    """Whether the folder's config.json is of Hugging Face's kind, not a run's; ConfigError where it is no JSON."""
+    path = folder / "config.json"
+    body = _body(path) if path.is_file() else None
     return isinstance(body, dict) and ("model_type" in body or "architectures" in body)
+
+
+def _body(path: Path) -> Any:
+    if not path.is_file():  # a pipe would never end
+        raise ConfigError(f"{path}: no such file; copy or download it again.")
+    try:
+        return json.loads(path.read_bytes())
+    except (ValueError, RecursionError) as e:
+        raise ConfigError(f"{path}: not JSON ({e}). Copy or download it again.") from e
 
 
 def read(path: Path, names: Collection[str] = ()) -> Described:
@@ -122,13 +129,9 @@ def read(path: Path, names: Collection[str] = ()) -> Described:
 
     ConfigError names every key that we do not compute.
     """
-    try:
-        body = json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as e:
-        raise ConfigError(f"{path}: not JSON ({e}). Copy or download it again.") from e
-    if not isinstance(body, dict):
-        raise ConfigError(f"{path}: expected a table, found {str(body)[:60]!r}.")
-    kind, table = body.get("model_type"), Table(body, str(path))
+    body = _body(path)
+    table = Table(body, str(path), tensors=len(names))
+    kind = body.get("model_type")
     normed = any(name.endswith("self_attn.q_norm.weight") for name in names)
     if kind in VISION_TYPES:
         found = Described(vision=_vision(table) if kind == "emu3_vqgan" else _original_vision(table))
@@ -136,7 +139,7 @@ def read(path: Path, names: Collection[str] = ()) -> Described:
         found = _whole(table, normed)
     elif kind in ("Emu3", "emu3_text_model"):
         found = _decoder(table, "emu3_5" if normed else "emu3")
-    elif kind in FAMILIES:
+    elif isinstance(kind, str) and kind in FAMILIES:
         found = _decoder(table, kind)
     else:
         known = ", ".join(sorted({"Emu3", "emu3", *VISION_TYPES, *(f.model_type for f in FAMILIES.values())}))
@@ -171,7 +174,7 @@ def _decoder(table: Table, kind: str) -> Described:
     theta, scaling = _rope(table, family.theta, context)
     model = Decoder.Config(
         vocab=-(-rows // PAD_TO) * PAD_TO,
-        layers=table.size("num_hidden_layers"),
+        layers=table.depth("num_hidden_layers"),
         embed=embed,
         mlp=table.size("intermediate_size"),
         heads=heads,
@@ -225,6 +228,8 @@ def _rope(table: Table, theta: float, context: int) -> tuple[float, RopeScaling 
             rope.faults.append(f"{rope.where}.rope_type is {kind!r}; mmgpt computes 'default', 'linear' or 'llama3'")
             continue
         rope.rest()
+    if theta == 0 or (scaling is not None and scaling.factor == 0):
+        table.faults.append(f"{table.where}: rope_theta and factor divide, expected numbers above 0")
     return theta, scaling
 
 
@@ -235,8 +240,8 @@ def _vision(table: Table) -> MoVQ.Config:
         codes=table.size("codebook_size", base.codes),
         latent=latent,
         channels=table.size("base_channels", base.channels),
-        multiples=table.sizes("channel_multiplier", base.multiples),
-        blocks=table.size("num_res_blocks", base.blocks),
+        multiples=table.sizes("channel_multiplier", base.multiples, least=1),
+        blocks=table.depth("num_res_blocks", base.blocks),
         attention=table.sizes("attn_resolutions", base.attention),
         heads=table.size("num_attention_heads", base.heads),
         temporal=table.size("temporal_downsample_factor", base.temporal),
@@ -259,8 +264,8 @@ def _original_vision(table: Table) -> MoVQ.Config:
         codes=table.size("codebook_size", base.codes),
         latent=latent,
         channels=table.size("ch", base.channels),
-        multiples=table.sizes("ch_mult", base.multiples),
-        blocks=table.size("num_res_blocks", base.blocks),
+        multiples=table.sizes("ch_mult", base.multiples, least=1),
+        blocks=table.depth("num_res_blocks", base.blocks),
         attention=table.sizes("attn_resolutions", base.attention),
         temporal=table.size("temporal_downsample_factor", base.temporal),
     )

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmgpt.interop.names import Entry
-from mmgpt.interop.safetensors_folder import FolderError, SafetensorsFolder
+from mmgpt.interop.safetensors_folder import FolderError, SafetensorsFolder, shown
 
 BLOCK = 16 << 20
 """Bytes that are read, converted and handed to a device at a time."""
@@ -32,9 +32,9 @@ def check(entries: Sequence[Entry], source: SafetensorsFolder) -> None:
     for name in sorted(expected.keys() | source.tensors.keys()):
         entry, tensor = expected.get(name), source.tensors.get(name)
         if tensor is None and entry is not None:
-            lines.append(f"{name}: missing, expected {list(entry.hf_shape)}")
+            lines.append(f"{shown(name)}: missing, expected {list(entry.hf_shape)}")
         elif entry is None and tensor is not None:
-            lines.append(f"{name}: {tensor.dtype}{list(tensor.shape)}, the model has no such tensor")
+            lines.append(f"{shown(name)}: {tensor.dtype}{list(tensor.shape)}, the model has no such tensor")
         elif entry is not None and tensor is not None:
             if tensor.shape != entry.hf_shape:
                 lines.append(f"{name}: shape {list(tensor.shape)}, expected {list(entry.hf_shape)}")

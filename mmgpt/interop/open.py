@@ -1,6 +1,7 @@
 """Opens what was trained, here or elsewhere: a run folder or a Hugging Face folder."""
 
 import dataclasses
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,14 +11,14 @@ import jax
 import jax.numpy as jnp
 
 from mmgpt.core.config import ConfigError
-from mmgpt.core.log import console
+from mmgpt.core.log import console, printable
 from mmgpt.data.images import ImageRows
 from mmgpt.data.loader import PackedRows
 from mmgpt.interop import hf_config
 from mmgpt.interop.hf_config import Described, is_hugging_face
 from mmgpt.interop.load import check, load
 from mmgpt.interop.names import LAYOUTS, Entry, Layout, decoder_entries
-from mmgpt.interop.safetensors_folder import SafetensorsFolder
+from mmgpt.interop.safetensors_folder import AGAIN, FolderError, SafetensorsFolder
 from mmgpt.interop.vision_names import movq_entries
 from mmgpt.models import ModelConfig, VisionConfig
 from mmgpt.objectives.next_token import NextToken
@@ -77,6 +78,8 @@ class Source:
         """ConfigError or FolderError tells all that does not fit."""
         self.folder = folder
         self.files = SafetensorsFolder(folder)
+        if not self.files.tensors:
+            raise FolderError(f"{folder}: its .safetensors hold no tensor. {AGAIN}")
         self.described = hf_config.read(folder / "config.json", self.files.tensors)
         self.layout = layout_of(self.described, self.files.tensors)
         parts = {p: entries(self.described, LAYOUTS[self.layout], p) for p in ("text", "vision") if self.holds(p)}
@@ -150,7 +153,7 @@ class Source:
         with jax.set_mesh(built.mesh):
             abstract = states.weights(built.structure)
         found = load(self.parts[part], self.files, abstract, None if dtype is None else jnp.dtype(dtype))
-        console.print(f"opened {self.folder}", highlight=False)
+        console.print(f"opened {printable(str(self.folder))}")
         return Opened(built, 0, found["params"], found["variables"])
 
 
@@ -196,13 +199,24 @@ def tokenizer_files(folder: Path) -> Sequence[Path]:
 
 
 def small_files(folder: Path) -> Sequence[Path]:
-    """What lies beside the weights, such as tokenizers and settings of generation."""
+    """What lies beside the weights, such as tokenizers and settings of generation.
+
+    ConfigError where one is a link out of the folder, which could bring in any file of this machine; those of hub
+    caches lead to the `blobs` beside their `snapshots`.
+    """
     weights = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".gguf", ".onnx")
-    return [
+    found = [
         path
         for path in sorted(folder.iterdir())
         if path.is_file() and path.suffix not in weights and not path.name.endswith(".index.json")
     ]
+    real = Path(os.path.realpath(folder))
+    homes = [real, *([real.parent.parent / "blobs"] if real.parent.name == "snapshots" else [])]
+    for path in found:
+        target = Path(os.path.realpath(path))
+        if not any(home in target.parents for home in homes):
+            raise ConfigError(f"{path} is a link to {target}, outside its folder; put the file itself there.")
+    return found
 
 
 def copy_small_files(folder: Path, out: Path) -> None:

@@ -74,7 +74,7 @@ class SafetensorsFolder:
             for tensor in tensors:
                 if tensor.name in self.tensors:
                     other = self.tensors[tensor.name].file.name
-                    raise FolderError(f"{folder}: {other} and {file.name} both hold {_shown(tensor.name)}. {AGAIN}")
+                    raise FolderError(f"{folder}: {other} and {file.name} both hold {shown(tensor.name)}. {AGAIN}")
                 self.tensors[tensor.name] = tensor
         if listed is not None:
             self._compare(listed)
@@ -82,8 +82,9 @@ class SafetensorsFolder:
     def _compare(self, listed: dict[str, str]) -> None:
         """Every tensor lies in the file that the index names for it."""
         found = {name: tensor.file.name for name, tensor in self.tensors.items()}
+        listed = {name: shown(file) for name, file in listed.items()}
         faults = [
-            f"  {_shown(name)}: the index says {listed.get(name, 'nothing')}, it lies in {found.get(name, 'no file')}"
+            f"  {shown(name)}: the index says {listed.get(name, 'nothing')}, it lies in {found.get(name, 'no file')}"
             for name in sorted(found.keys() | listed.keys())
             if found.get(name) != listed.get(name)
         ]
@@ -132,31 +133,38 @@ def _files(folder: Path) -> tuple[list[Path], dict[str, str] | None]:
     outside = [n for n in names if n != Path(n).name or "\\" in n or not n.endswith(".safetensors")]
     if outside:
         raise FolderError(
-            f"{folder / INDEX} names files that are no .safetensors beside it: {', '.join(map(_shown, outside))}. "
+            f"{folder / INDEX} names files that are no .safetensors beside it: {', '.join(map(shown, outside))}. "
             "It may have been made to reach other files; get the folder from where you trust it."
         )
     if (folder / SINGLE).exists() and SINGLE not in names:
         raise FolderError(f"{folder} holds both {SINGLE} and {INDEX}, which does not name it; remove one of them.")
     missing = [n for n in names if not (folder / n).is_file()]
     if missing:
-        raise FolderError(f"{folder}: {INDEX} names files that are missing: {', '.join(missing)}. {AGAIN}")
+        raise FolderError(f"{folder}: {INDEX} names files that are missing: {', '.join(map(shown, missing))}. {AGAIN}")
     return [folder / n for n in names], listed
 
 
 def _index(path: Path) -> dict[str, str]:
+    _check_regular(path)
     try:
         body = json.loads(path.read_bytes(), object_pairs_hook=_unique)
         listed = body["weight_map"]
         fits = all(isinstance(v, str) for v in listed.values()) and listed
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
-        raise FolderError(f"{path}: not an index of safetensors ({_shown(str(e))}). {AGAIN}") from e
+        raise FolderError(f"{path}: not an index of safetensors ({shown(str(e))}). {AGAIN}") from e
     if not fits:
         raise FolderError(f'{path}: "weight_map" must name a file for each tensor. {AGAIN}')
     return listed
 
 
+def _check_regular(path: Path) -> None:
+    if not path.is_file():  # a pipe would never end
+        raise FolderError(f"{path}: not a regular file. {AGAIN}")
+
+
 def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
     """The tensors and the metadata of one file; FolderError says what does not fit."""
+    _check_regular(path)
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
@@ -168,7 +176,7 @@ def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
     try:
         body = json.loads(text.decode(), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as e:
-        raise FolderError(f"{path}: its header is no JSON table of tensors ({_shown(str(e))}). {AGAIN}") from e
+        raise FolderError(f"{path}: its header is no JSON table of tensors ({shown(str(e))}). {AGAIN}") from e
     if not isinstance(body, dict):
         raise FolderError(f"{path}: its header is no JSON table of tensors. {AGAIN}")
     metadata = body.pop("__metadata__", {})
@@ -179,7 +187,7 @@ def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
     for tensor in tensors:
         if tensor.begin != at:
             what = "overlaps the one before it" if tensor.begin < at else "leaves a gap before it"
-            raise FolderError(f"{path}: tensor {_shown(tensor.name)} {what}. {AGAIN}")
+            raise FolderError(f"{path}: tensor {shown(tensor.name)} {what}. {AGAIN}")
         at = tensor.end
     if at != size:
         raise FolderError(f"{path}: {size} bytes, but its tensors end at {at}: cut off or padded. {AGAIN}")
@@ -187,7 +195,7 @@ def read_header(path: Path) -> tuple[list[Tensor], dict[str, str]]:
 
 
 def _tensor(path: Path, start: int, name: str, body: Any) -> Tensor:
-    where = f"{path}: tensor {_shown(name)}"
+    where = f"{path}: tensor {shown(name)}"
     try:
         dtype, shape, (begin, end) = body["dtype"], body["shape"], body["data_offsets"]
         numbers = [*shape, begin, end]
@@ -196,7 +204,7 @@ def _tensor(path: Path, start: int, name: str, body: Any) -> Tensor:
     if not all(isinstance(n, int) and not isinstance(n, bool) and n >= 0 for n in numbers):
         raise FolderError(f"{where}: shape and offsets must be numbers from 0 up. {AGAIN}")
     if not isinstance(dtype, str) or dtype not in DTYPES:
-        raise FolderError(f"{where}: number format {_shown(str(dtype))} is not one of {', '.join(DTYPES)}.")
+        raise FolderError(f"{where}: number format {shown(str(dtype))} is not one of {', '.join(DTYPES)}.")
     expected = math.prod(shape) * DTYPES[dtype].itemsize
     if end - begin != expected:
         raise FolderError(
@@ -213,5 +221,6 @@ def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _shown(text: str) -> str:
+def shown(text: str) -> str:
+    """A foreign name made safe for the console."""
     return printable(re.sub(r"\s+", " ", text), 120)

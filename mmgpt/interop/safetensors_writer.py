@@ -9,8 +9,9 @@ from pathlib import Path
 
 import numpy as np
 
+from mmgpt.core.config import ConfigError
 from mmgpt.core.log import write_json
-from mmgpt.interop.safetensors_folder import DTYPES, INDEX, SINGLE
+from mmgpt.interop.safetensors_folder import DTYPES, INDEX, SINGLE, shown
 
 SHARD_BYTES = 5 * 10**9
 """Size of a file where not asked otherwise, as Hugging Face writes them; a larger tensor has a file of its own."""
@@ -37,7 +38,10 @@ def write_folder(
     metadata: dict[str, str],
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Writes all tensors in the order given; `read` gives one at a time, in any number format. Raises OSError."""
+    """Writes all tensors in the order given; `read` gives one at a time, in any number format.
+
+    OSError, and ConfigError where a number is too large for the format to write.
+    """
     parts: list[list[Planned]] = [[]]
     for tensor in tensors:
         if parts[-1] and sum(t.bytes for t in parts[-1]) + tensor.bytes > shard_bytes:
@@ -73,8 +77,24 @@ def write_file(
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in tensors:
-            array = np.asarray(read(tensor.name), DTYPES[tensor.dtype], order="C")
+            array = _cast(read(tensor.name), tensor)
             assert array.shape == tensor.shape, tensor
             file.write(array.reshape(-1).view(np.uint8).data)
         file.flush()
         os.fsync(file.fileno())  # a full disk is told here, not when nobody asks any more
+
+
+def _cast(given: np.ndarray, tensor: Planned) -> np.ndarray:
+    with np.errstate(over="ignore"):  # told below, with the tensor's name
+        array = np.asarray(given, DTYPES[tensor.dtype], order="C")
+    if array.dtype != given.dtype and (lost := not_finite(array) - not_finite(given)):
+        raise ConfigError(
+            f"{shown(tensor.name)}: {lost} of its {array.size} numbers are too large for {array.dtype}, which would "
+            "make them infinite. Convert with --dtype float32 or bfloat16."
+        )
+    return array
+
+
+def not_finite(array: np.ndarray) -> int:
+    """How many numbers are NaN or infinite."""
+    return array.size - int(np.count_nonzero(np.isfinite(array)))

@@ -7,6 +7,9 @@ is used. This is the only file that knows Orbax.
 """
 
 import dataclasses
+import logging
+import os
+import re
 import shutil
 import threading
 from collections.abc import Iterable, Sequence
@@ -28,6 +31,9 @@ LISTED = 12
 """Differing leaves that an error names before it only counts the rest."""
 
 State = dict[str, Any]
+
+# Orbax logs the traceback of each of its threads; the error itself reaches us and is told in a line.
+logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in record.getMessage())
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -68,18 +74,26 @@ class Checkpoints:
         keep_every: int | None = None
         asynchronous: bool = True
 
-        def build(self, directory: Path, *, read_only: bool = False) -> "Checkpoints":
-            """Opens the folder. A reader beside a living run must be `read_only`: others clean up what a kill left."""
+        def build(self, directory: Path, *, read_only: bool = False, quiet: bool = False) -> "Checkpoints":
+            """Opens the folder. A reader beside a living run must be `read_only`: others clean up what a kill left.
+
+            With `quiet` it is the caller who tells that a save failed.
+            """
             if self.keep < 1 or (self.keep_every is not None and self.keep_every < 1):
                 raise config.ConfigError(f"keep={self.keep}, keep_every={self.keep_every}: expected numbers from 1 up.")
-            return Checkpoints(self, Path(directory), read_only)
+            if not read_only:
+                check_path(directory)
+            return Checkpoints(self, Path(directory), read_only, quiet)
 
-    def __init__(self, settings: Config, directory: Path, read_only: bool) -> None:
+    def __init__(self, settings: Config, directory: Path, read_only: bool, quiet: bool) -> None:
         self.directory = directory.absolute()
         self.failures = 0
         """Saves that failed since the last one that succeeded."""
+        self.failure: Exception | None = None
+        """What the last of them met."""
         self._settings = settings
         self._read_only = read_only
+        self._quiet = quiet
         self._lead = hosts.is_lead()
         self._saved: int | None = None
         self._finishing: threading.Thread | None = None
@@ -230,10 +244,11 @@ class Checkpoints:
             self._fail(body["step"], e)
 
     def _fail(self, step: int, error: Exception) -> None:
-        self._saved, self.failures = None, self.failures + 1
-        reason = printable(" ".join(str(error).split()), 300)
-        console.print(f"checkpoint {step} was not saved: {type(error).__name__}: {reason}", style="bold red")
-        console.print(f"The run goes on; complete: {self.steps()}, failed in a row: {self.failures}.")
+        self._saved, self.failures, self.failure = None, self.failures + 1, _as_the_system_says(error)
+        if not self._quiet:
+            reason = printable(" ".join(str(error).split()), 300)
+            console.print(f"checkpoint {step} was not saved: {type(error).__name__}: {reason}", style="bold red")
+            console.print(f"The run goes on; complete: {self.steps()}, failed in a row: {self.failures}.")
         if self._lead:
             _remove(self.directory.glob(f"{step}.saving*"))
 
@@ -256,6 +271,20 @@ class Checkpoints:
             if folder.name.isdecimal() and not (folder / manifest.NAME).is_file():
                 console.print(f"checkpoint {folder.name} has lost its {manifest.NAME}", style="bold red")
                 _set_aside(folder)
+
+
+def check_path(directory: Path) -> None:
+    """ConfigError where Orbax would take the path for a pattern: it finds no arrays then, and writes none in silence."""
+    if found := sorted(set("*?[") & set(str(directory.absolute()))):
+        raise config.ConfigError(
+            f"{directory}: no checkpoint can be written under a path with {' or '.join(found)}; give another folder."
+        )
+
+
+def _as_the_system_says(error: Exception) -> Exception:
+    """The OSError that Orbax met, which it tells as text."""
+    code = re.search(r"os_error_code='(\d+)'", str(error))
+    return error if code is None else OSError(int(code[1]), os.strerror(int(code[1])))
 
 
 def _context(partial: bool = False) -> ocp.Context:

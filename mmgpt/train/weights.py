@@ -13,11 +13,13 @@ _META = "weights_alone"
 
 
 def save_weights(checkpoints: Checkpoints, params: Any, variables: Any) -> None:
-    """Saves them as step 0; CheckpointError when they could not be saved."""
+    """Saves them as step 0, into `quiet` checkpoints; CheckpointError or OSError when they could not be saved."""
     state = {"params": params, "variables": variables} if jax.tree.leaves(variables) else {"params": params}
     checkpoints.save(0, state, 0, {_META: True})
     if not checkpoints.wait():
-        raise CheckpointError(f"{checkpoints.directory}: the weights could not be saved; free some space.")
+        if isinstance(checkpoints.failure, OSError):
+            raise checkpoints.failure
+        raise CheckpointError(f"the weights could not be saved: {checkpoints.failure}") from checkpoints.failure
 
 
 def are_alone(checkpoints: Checkpoints, step: int | None = None) -> bool:

@@ -12,17 +12,19 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
+from mmgpt import presets
 from mmgpt.cli import main
 from mmgpt.core import config
 from mmgpt.core.config import ConfigError
 from mmgpt.core.errors import UserError
 from mmgpt.interop import safetensors_writer
-from mmgpt.interop.convert import convert
+from mmgpt.interop.convert import convert, to_hugging_face
 from mmgpt.interop.open import open_folder
 from mmgpt.interop.safetensors_folder import FolderError
+from mmgpt.interop.whole_folder import whole_folder
 from mmgpt.models.decoder import Decoder
 from mmgpt.models.movq import MoVQ
-from mmgpt.train.run import load_run
+from mmgpt.train.run import Run, load_run
 from tests.interop import reference
 from tests.interop.reference import torch, transformers
 from tests.small_disk import small_disk
@@ -54,6 +56,14 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint of two layers, to be copied before it is changed."""
     model = reference.drawn(reference.llama(num_hidden_layers=2))
     return reference.save(model, tmp_path_factory.mktemp("llama") / "hf")
+
+
+@pytest.fixture(scope="session")
+def converted(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The same as a run, to be copied before it is changed."""
+    folder = tmp_path_factory.mktemp("converted") / "run"
+    convert(llama, folder)
+    return folder
 
 
 @pytest.fixture
@@ -170,16 +180,191 @@ def test_a_folder_that_is_there_is_not_overwritten_unasked(llama: Path, tmp_path
     assert (tmp_path / "papers" / "mine.txt").exists()
 
 
+@pytest.mark.parametrize(
+    ("config", "beside"),
+    [
+        ("{}", "model.safetensors"),
+        ('{"model_type": "llama"}', "notes.txt"),
+        ('{"model_type": "llama"}', "model.safetensors src/mine.py"),
+        ("run", "mine.txt"),
+        ("run", "checkpoints/0/manifest.json src/mine.py"),
+        ("[" * 100_000, "model.safetensors"),
+    ],
+)
+def test_a_folder_that_is_no_model_is_never_overwritten(
+    config: str, beside: str, llama: Path, converted: Path, tmp_path: Path
+) -> None:
+    mine = tmp_path / "mine"
+    for name in ("config.json", *beside.split()):
+        (mine / name).parent.mkdir(parents=True, exist_ok=True)
+        (mine / name).write_text((converted / "config.json").read_text() if config == "run" else config)
+    with pytest.raises(ConfigError, match="something else than a model"):
+        convert(llama, mine, overwrite=True)
+    assert all((mine / name).exists() for name in ("config.json", *beside.split()))
+    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("out", ["hf", "link", "hf/inside", "."])
 @pytest.mark.parametrize("back", [False, True], ids=["to a run", "to Hugging Face"])
-def test_a_full_disk_leaves_nothing(back: bool, llama: Path, tmp_path: Path) -> None:
+def test_what_is_read_is_never_overwritten(out: str, back: bool, llama: Path, converted: Path, tmp_path: Path) -> None:
+    source = shutil.copytree(converted if back else llama, tmp_path / "hf")
+    (tmp_path / "link").symlink_to(source)
+    with pytest.raises(ConfigError, match="one or inside each other"):
+        convert(source, tmp_path / out, overwrite=True)
+    if not back:
+        with pytest.raises(ConfigError, match="one or inside each other"):
+            convert(llama, tmp_path / out, vision=source, overwrite=True)
+    assert {p.name for p in tmp_path.iterdir()} == {"hf", "link"}
+    assert {p.name for p in source.iterdir()} == {p.name for p in (converted if back else llama).iterdir()}
+
+
+def test_a_link_is_written_through(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("there")
+    with pytest.raises(ConfigError, match="is a link to what is not there"):
+        convert(llama, tmp_path / "link")
+    (tmp_path / "there").mkdir()
+    convert(llama, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink() and (tmp_path / "there" / "config.json").is_file()
+
+
+def test_what_a_kill_left_is_cleared_and_what_it_took_away_comes_back(
+    llama: Path, converted: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    (tmp_path / ".out.converting" / "half").mkdir(parents=True)
+    shutil.copytree(converted, tmp_path / ".out.replaced")
+    with pytest.raises(ConfigError, match="is there already"):
+        convert(llama, out)
+    assert {p.name for p in tmp_path.iterdir()} == {"out"} and load_run(out) == load_run(converted)
+    with whole_folder(out, True, []), pytest.raises(ConfigError, match="another process writes it"):
+        convert(llama, out, overwrite=True)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"out": "there"}, "is there already"),
+        ({"out": "file/out"}, "file"),
+        ({"family": "bert"}, "no such family"),
+        ({"family": "chameleon"}, "model.qk_norm"),
+        ({"shard_bytes": 0}, "--shard-bytes is 0"),
+        ({"shard_bytes": -5}, "--shard-bytes is -5"),
+        ({"gone": "config.json"}, r"config\.json: no such file"),
+        ({"notes": {"layout": "zzz"}}, r"source\.json: damaged"),
+        ({"notes": {"layout": "vision"}}, r"source\.json: damaged"),
+        ({"notes": {"layout": ["decoder"]}}, r"source\.json: damaged"),
+        ({"notes": {"dtypes": {}}}, r"source\.json: damaged"),
+        ({"notes": {"dtypes": 5}}, r"source\.json: damaged"),
+        ({"notes": {"dtypes": {"lm_head.weight": "F99"}}}, r"source\.json: damaged"),
+        ({"notes": {"metadata": {"a": 1}}}, r"source\.json: damaged"),
+    ],
+)
+def test_faults_of_a_run_are_told_before_its_weights_are_loaded(
+    options: dict[str, Any], message: str, converted: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = shutil.copytree(converted, tmp_path / "run")
+    (tmp_path / "there").mkdir()
+    for path in (tmp_path / "file", tmp_path / "there" / "config.json"):
+        path.touch()
+    memory = run / "huggingface"
+    notes = json.loads((memory / "source.json").read_text()) | options.pop("notes", {})
+    (memory / "source.json").write_text(json.dumps(notes))
+    if "gone" in options:
+        (memory / options.pop("gone")).unlink()
+
+    def never(*_: Any) -> None:
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr("mmgpt.interop.convert.open_run", never)
+    with pytest.raises((UserError, OSError), match=message):
+        to_hugging_face(run, tmp_path / options.pop("out", "out"), **options)
+    assert {p.name for p in tmp_path.iterdir()} == {"run", "there", "file"}
+
+
+def test_options_that_fit_another_kind_of_model_are_refused(llama: Path, tmp_path: Path) -> None:
+    tokenizer = presets.preset("quickstart_vision")
+    assert isinstance(tokenizer, Run)
+    with pytest.raises(ConfigError, match="name the preset of a decoder"):
+        convert(llama, tmp_path / "out", like=tokenizer)
+    model = MoVQ.Config(codes=64, latent=8, channels=32, multiples=(1, 2), blocks=1, attention=(1,), temporal=2)
+    (tmp_path / "vision").mkdir()
+    (tmp_path / "vision" / "config.json").write_text(config.to_json(tokenizer.replace(model=model)))
+    with pytest.raises(ConfigError, match="--to llama is of decoders"):
+        convert(tmp_path / "vision", tmp_path / "out", to="llama")
+    assert {p.name for p in tmp_path.iterdir()} == {"vision"}
+
+
+def test_numbers_that_are_not_finite_are_told_and_those_that_would_be_are_refused(
+    copy: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    found = load_file(copy / "model.safetensors")
+    found["model.norm.weight"][:3] = np.nan, np.inf, 1e6
+    save_file(found, copy / "model.safetensors")
+    convert(copy, tmp_path / "run")
+    convert(tmp_path / "run", tmp_path / "back")
+    line = "warning: 2 numbers of model.norm.weight are NaN or infinite."
+    assert capsys.readouterr().err.count(line) == 2
+    with pytest.raises(ConfigError, match=r"model\.norm\.weight: 1 of its 64 numbers are too large for float16"):
+        convert(tmp_path / "run", tmp_path / "half", dtype="float16")
+    assert {p.name for p in tmp_path.iterdir()} == {"hf", "run", "back"}
+
+
+def test_links_out_of_a_folder_are_not_followed(llama: Path, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("{}")
+    cache = tmp_path / "models--llama"
+    (cache / "blobs").mkdir(parents=True)
+    folder = shutil.copytree(llama, cache / "snapshots" / "0123")
+    for i, path in enumerate(sorted(folder.iterdir())):
+        path.rename(cache / "blobs" / str(i))
+        path.symlink_to(Path("../../blobs") / str(i))
+    convert(folder, tmp_path / "run")
+    (folder / "tokenizer_config.json").symlink_to(tmp_path / "secret")
+    with pytest.raises(ConfigError, match=r"tokenizer_config\.json is a link to .*secret, outside its folder"):
+        convert(folder, tmp_path / "other")
+    assert not (tmp_path / "other").exists()
+
+
+def test_names_that_a_terminal_would_obey_are_escaped(
+    copy: Path, converted: Path, tmp_path: Path, capsys: pytest.CaptureFixture
+) -> None:
+    strange = tmp_path / "o[red]x[/red]"
+    convert(converted, strange)
+    assert open_folder(strange).step == 0
+    told = capsys.readouterr().err
+    assert "".join(told.split()).count("o[red]x[/red]") == 2
+    found = load_file(copy / "model.safetensors")
+    save_file(found | {"\x1b[31mred\n": np.ones(1, np.float32)}, copy / "model.safetensors")
+    with pytest.raises(FolderError, match=r"\\x1b\[31mred : F32\[1\]"):
+        convert(copy, tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["a[b]", "a*", "a?"])
+def test_a_run_whose_path_orbax_takes_for_a_pattern_is_refused(name: str, llama: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no checkpoint can be written under a path with"):
+        convert(llama, tmp_path / name / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_folder_without_a_tensor_is_told(copy: Path, tmp_path: Path) -> None:
+    save_file({}, copy / "model.safetensors")
+    with pytest.raises(FolderError, match="hold no tensor"):
+        convert(copy, tmp_path / "run")
+
+
+@pytest.mark.parametrize("back", [False, True], ids=["to a run", "to Hugging Face"])
+def test_a_full_disk_leaves_nothing(
+    back: bool, llama: Path, tmp_path: Path, capfd: pytest.CaptureFixture, caplog: pytest.LogCaptureFixture
+) -> None:
     source = llama
     if back:
         convert(llama, tmp_path / "run")
         source = tmp_path / "run"
     with small_disk(tmp_path / "disk", "256k") as disk:
-        with pytest.raises((OSError, UserError)) as error:
+        with pytest.raises(OSError) as error:
             convert(source, disk / "out")
-        assert isinstance(error.value, UserError) or error.value.errno == errno.ENOSPC
+        assert (error.value.errno, error.value.filename) == (errno.ENOSPC, str(disk / "out"))
+        told = capfd.readouterr().err + caplog.text
+        assert "Traceback" not in told and "was not saved" not in told
         assert list(disk.iterdir()) == []
 
 

@@ -1,6 +1,7 @@
 """config.json in both directions, and every key that would change the model without our knowing is refused by name."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ LLAMA: dict[str, Any] = {
     "num_hidden_layers": 2,
     "num_attention_heads": 4,
 }
+NORMED = tuple(f"model.layers.{i}.self_attn.q_norm.weight" for i in range(2))
 
 
 def read(folder: Path, body: dict[str, Any], names: tuple[str, ...] = ()) -> Described:
@@ -39,7 +41,7 @@ def test_what_a_config_leaves_out_is_its_familys_default(tmp_path: Path) -> None
     assert (c.vocab, c.kv_heads, c.head_dim, c.rope_theta, c.norm_epsilon) == (1024, 4, 16, 1e4, 1e-6)
     c = model(read(tmp_path, LLAMA | {"model_type": "Emu3", "num_attention_heads": 16}))
     assert (c.kv_heads, c.rope_theta, c.norm_epsilon, c.dropout, c.qk_norm) == (8, 1e6, 1e-5, 0.1, "none")
-    c = model(read(tmp_path, LLAMA | {"model_type": "Emu3"}, ("model.layers.0.self_attn.q_norm.weight",)))
+    c = model(read(tmp_path, LLAMA | {"model_type": "Emu3"}, NORMED))
     assert c.qk_norm == "rms"
 
 
@@ -63,6 +65,12 @@ def test_what_a_config_leaves_out_is_its_familys_default(tmp_path: Path) -> None
         ("num_hidden_layers", 0),
         ("rms_norm_eps", "tiny"),
         ("vocab_size", True),
+        ("vocab_size", 10**12),
+        ("rope_theta", -1),
+        ("rope_theta", 0),
+        ("rope_theta", float("nan")),
+        ("rope_theta", 10**400),
+        ("rms_norm_eps", -1e-6),
     ],
 )
 def test_what_we_do_not_compute_is_refused_by_its_key(key: str, value: Any, tmp_path: Path) -> None:
@@ -76,11 +84,43 @@ def test_every_fault_is_listed_at_once(tmp_path: Path) -> None:
     assert all(key in str(error.value) for key in ("mlp_bias", "num_experts", "hidden_act", "vocab_size is missing"))
 
 
-@pytest.mark.parametrize("body", ["[]", "{", '{"model_type": "bert"}', '{"model_type": "emu3"}'])
+@pytest.mark.parametrize(
+    "body",
+    [
+        "[]",
+        "{",
+        '{"model_type": "bert"}',
+        '{"model_type": "emu3"}',
+        '{"model_type": ["llama"]}',
+        '{"model_type": {}}',
+        pytest.param('{"model_type": ' + "[" * 100_000, id="deep"),
+        pytest.param('{"vocab_size": ' + "9" * 5000 + "}", id="many digits"),
+    ],
+)
 def test_what_is_no_model_of_ours_is_told(body: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text(body)
     with pytest.raises(ConfigError, match=str(tmp_path)):
         hf_config.read(tmp_path / "config.json")
+
+
+def test_a_config_of_more_layers_than_tensors_or_of_no_width_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="num_hidden_layers is 1000000000, but the checkpoint has 2 tensors"):
+        read(tmp_path, LLAMA | {"num_hidden_layers": 10**9}, NORMED)
+    vision = {"model_type": "emu3_vqgan", "num_res_blocks": 10**9, "channel_multiplier": []}
+    with pytest.raises(ConfigError, match="num_res_blocks is 1000000000, but the checkpoint has 2") as error:
+        read(tmp_path, vision | {"\x1b[31m": 1}, NORMED)
+    assert "channel_multiplier is []" in str(error.value) and "\x1b" not in str(error.value)
+
+
+def test_a_config_that_is_a_pipe_or_no_json_is_told_when_its_kind_is_asked(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "config.json")
+    assert not hf_config.is_hugging_face(tmp_path)
+    with pytest.raises(ConfigError, match="no such file"):
+        hf_config.read(tmp_path / "config.json")
+    (tmp_path / "config.json").unlink()
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ConfigError, match="not JSON"):
+        hf_config.is_hugging_face(tmp_path)
 
 
 SIZES: dict[str, Any] = {
@@ -110,7 +150,7 @@ def test_what_is_written_is_read_again(family: str, tied: bool, tmp_path: Path) 
         **SIZES,
     )
     described = Described(family=family, model=c, rows=1000, context=512, ids={"BOS": 3, "EOI": 7})
-    names = ("model.layers.0.self_attn.q_norm.weight",) if kind.qk_norm == "rms" else ()
+    names = NORMED if kind.qk_norm == "rms" else ()
     assert read(tmp_path, hf_config.write(described, "float32"), names) == described
 
 

@@ -14,6 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
+from mmgpt.core.config import ConfigError
 from mmgpt.core.errors import UserError
 from mmgpt.interop.safetensors_folder import DTYPES, HEADER_BYTES, INDEX, FolderError, SafetensorsFolder, read_header
 from mmgpt.interop.safetensors_writer import Planned, write_folder
@@ -135,6 +136,20 @@ def test_a_header_is_read_up_to_a_size(tmp_path: Path) -> None:
     os.truncate(path, HEADER_BYTES + 100)  # a hole, which takes no space
     with pytest.raises(FolderError, match="a header of 100000001 bytes"):
         SafetensorsFolder(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", INDEX])
+def test_a_pipe_is_not_waited_for(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    with pytest.raises(FolderError, match="not a regular file"):
+        SafetensorsFolder(tmp_path)
+
+
+def test_a_number_too_large_for_its_format_is_told_by_its_tensors_name(tmp_path: Path) -> None:
+    arrays = {"fits": np.full(3, 65504, np.float32), "not": np.array([1, 7e4, np.inf], np.float32)}
+    plan = [Planned(name=name, dtype="F16", shape=(3,)) for name in arrays]
+    with pytest.raises(ConfigError, match="not: 1 of its 3 numbers are too large for float16"):
+        write_folder(tmp_path, plan, arrays.__getitem__, metadata={})
 
 
 def test_an_index_reaches_no_file_outside_its_folder(tmp_path: Path) -> None:
