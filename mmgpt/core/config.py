@@ -66,8 +66,10 @@ def from_json(text: str, where: str = "config") -> Any:
     """The config tree of a snapshot. Unknown classes, unknown or missing keys and wrong types raise ConfigError."""
     try:
         data = json.loads(text)
-    except json.JSONDecodeError as e:
+    except (ValueError, RecursionError) as e:  # of JSON, of its depth, of a number's length
         raise ConfigError(f"{where}: not JSON ({e}). Write it with `mmgpt config PRESET --json FILE`.") from e
+    if isinstance(data, dict) and "type" not in data and {"model_type", "architectures"} & data.keys():
+        raise ConfigError(f"{where}: of a Hugging Face folder; `mmgpt convert` makes a run folder of it.")
     return _decode(Config, data, where)
 
 
@@ -138,7 +140,7 @@ def _decode(hint: Any, value: Any, where: str) -> Any:
 
 
 def _decode_config(hint: type[Config], value: Any, where: str) -> Config:
-    if not isinstance(value, dict) or "type" not in value:
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
         raise ConfigError(f'{where}: expected a table with a "type", found {str(value)[:60]!r}.')
     cls = _class(value["type"], where)
     if not issubclass(cls, hint):

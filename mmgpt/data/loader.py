@@ -23,6 +23,7 @@ from mmgpt.data import mixture, pack
 from mmgpt.data.mixture import Change, Lengths, Source
 from mmgpt.data.record import Dataset
 from mmgpt.tokens.grammars.grammar import Grammar, Tokens
+from mmgpt.tokens.text import TextTokenizer
 
 log = logging.getLogger(__name__)
 
@@ -254,6 +255,7 @@ class PackedRows:
             if other.name == dataset.name:
                 raise LoaderError(f"{path} and {config.path} are both named {dataset.name!r}; name one otherwise.")
         _check_tokenised(dataset)
+        check_text(dataset, self._grammar.text)
         self._datasets[config.path] = dataset
         self._lengths[config.path] = Lengths.measure(self._grammar, dataset.index)
 
@@ -309,6 +311,16 @@ def _check_tokenised(dataset: Dataset) -> None:
             raise LoaderError(
                 f"{dataset.directory}: holds raw {kind}, expected ids and codes. Write them with `mmgpt tokenize`."
             )
+
+
+def check_text(dataset: Dataset, text: TextTokenizer) -> None:
+    """LoaderError where the manifest says that the ids are of another text tokenizer: they would be other words."""
+    made = dataset.manifest["meta"].get("settings", {}).get("text_probe")
+    if made is not None and made != text.fingerprint():
+        raise LoaderError(
+            f"{dataset.directory}: its text was tokenised with another tokenizer than the model's. Name that one in "
+            "tokens.text, or write the dataset again with `mmgpt tokenize data --text` and the model's."
+        )
 
 
 def _batch(arrays: dict[str, np.ndarray]) -> Batch:

@@ -1,16 +1,17 @@
 """`mmgpt eval`: scores a run on tasks: prompts, perplexity, captions, questions, pictures, lm-eval's."""
 
+import itertools
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import tyro
 from rich.table import Table
 
 from mmgpt.core.document import Document
-from mmgpt.core.log import printable, progress, show, write_json
+from mmgpt.core.log import check_writable, printable, progress, show, write_json
 from mmgpt.evaluate import kinds
 from mmgpt.evaluate.kinds import Job
 from mmgpt.evaluate.records import save_records
@@ -51,20 +52,16 @@ def evaluate(
     options.check()
     subject = Subject(run, options.batch, options.area)
     prompts, jobs = _prepared(tasks, options, subject)
-    results: dict[str, Any] = {}
-    table = Table("task", "metric", "value", "count")
-    for outcome in _outcomes(prompts, jobs, options, subject):
-        name = outcome.described.name
-        if name in results:
-            raise TaskError(f"--tasks: two of them are called {name}; evaluate them one after another.")
-        results[name] = outcome.scores
-        save_records(run / "eval" / name, outcome)
-        _add(table, outcome)
-    results["seconds"] = round(time.perf_counter() - begin, 1)
-    table.title = printable(f"{run}: {results['seconds']} s")
-    show(table)
-    if json is not None:
-        write_json(json, results)
+    for path in (run / "eval" / "records", *([] if json is None else [json])):
+        check_writable(path)
+    found: dict[int, tuple[str, Outcome]] = {}
+    try:
+        for place, outcome in _outcomes(prompts, jobs, options, subject):
+            found[place] = _name(outcome, [name for name, _ in found.values()]), outcome
+            save_records(run / "eval" / found[place][0], outcome)
+    finally:  # where one fails, the scores of those before it are still told
+        if found:
+            _tell(run, dict(found[place] for place in sorted(found)), round(time.perf_counter() - begin, 1), json)
 
 
 def _prepared(specs: Sequence[str], options: Options, subject: Subject) -> tuple[dict[int, Prompts], dict[int, Job]]:
@@ -78,22 +75,29 @@ def _prepared(specs: Sequence[str], options: Options, subject: Subject) -> tuple
     for place, spec in enumerate(specs):
         if spec.partition("=")[0] not in kinds.names() and Path(spec).exists():
             subject.require_tokens(spec)
-            prompts[place] = load_prompts(Path(spec), TASKS, options.limit)
+            prompts[place] = load_prompts(Path(spec), TASKS, options.limit, subject.text)
         else:
             jobs[place] = kinds.prepare(spec, options, subject)
     return prompts, jobs
 
 
-def _outcomes(prompts: dict[int, Prompts], jobs: dict[int, Job], options: Options, subject: Subject) -> list[Outcome]:
-    """What all evaluations found, in the order in which they were asked for."""
-    found: dict[int, Outcome] = {}
+def _outcomes(
+    prompts: dict[int, Prompts], jobs: dict[int, Job], options: Options, subject: Subject
+) -> Iterator[tuple[int, Outcome]]:
+    """What each evaluation found, with its place in the order."""
     if prompts:
         made = _generate(subject.model, list(prompts.values()), options.sampling)
         for place, continuations in zip(prompts, made, strict=True):
-            found[place] = _judged(prompts[place], continuations)
+            yield place, _judged(prompts[place], continuations)
     for place, job in jobs.items():
-        found[place] = job()
-    return [found[place] for place in sorted(found)]
+        yield place, job()
+
+
+def _name(outcome: Outcome, taken: Sequence[str]) -> str:
+    """The task's name, with a number where one of that name is there."""
+    name = outcome.described.name
+    names = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(name for name in names if name not in taken)
 
 
 def _generate(model: Model, loaded: list[Prompts], base: Sampling) -> list[list[Continuation]]:
@@ -117,11 +121,20 @@ def _judged(prompts: Prompts, made: list[Continuation]) -> Outcome:
     return Outcome(described=task, scores=found, documents=documents, made=tuple(made), judgements=tuple(judgements))
 
 
-def _add(table: Table, outcome: Outcome) -> None:
+def _tell(run: Path, found: dict[str, Outcome], seconds: float, json: Path | None) -> None:
+    table = Table("task", "metric", "value", "count", title=printable(f"{run}: {seconds} s"))
+    for name, outcome in found.items():
+        _add(table, name, outcome)
+    show(table)
+    if json is not None:
+        write_json(json, {name: outcome.scores for name, outcome in found.items()} | {"seconds": seconds})
+
+
+def _add(table: Table, name: str, outcome: Outcome) -> None:
     described = outcome.described
     values = [(metric, value) for metric, value in outcome.scores.items() if metric != "count"]
     for i, (metric, value) in enumerate(values):
-        first = (described.name, str(outcome.scores["count"])) if i == 0 else ("", "")
+        first = (name, str(outcome.scores["count"])) if i == 0 else ("", "")
         bold = "bold" if metric == described.figure else None
         table.add_row(first[0], metric, described.shown(metric, value), first[1], style=bold)
     table.add_section()

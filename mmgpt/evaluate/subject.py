@@ -66,6 +66,8 @@ class Options:
         ):
             if value is not None and value < least:
                 raise ConfigError(f"--{name} is {value}; give {least} or more.")
+        if not 0 <= self.seed < 2**31:
+            raise ConfigError(f"--seed is {self.seed}; it goes from 0 to {2**31 - 1}.")
         _ = self.sampling  # tells a wrong temperature or top_p
 
 
@@ -92,7 +94,7 @@ class Subject:
     @property
     def tokens(self) -> tuple[Tokens, PackedRows.Config]:
         """What only a run over tokens has."""
-        return token_run(self.opened.built.run)
+        return token_run(self._config)
 
     @property
     def grammar(self) -> Grammar:

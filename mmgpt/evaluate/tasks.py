@@ -12,9 +12,11 @@ from pathlib import Path
 
 from mmgpt.core.document import Document
 from mmgpt.core.errors import UserError
+from mmgpt.data.loader import check_text
 from mmgpt.data.record import Dataset
 from mmgpt.generate.model import Continuation, Model, token_run
 from mmgpt.generate.sampler import Sampling
+from mmgpt.tokens.text import TextTokenizer
 
 TEXT_ROOM = 64
 """Tokens that an answer or a caption may take."""
@@ -114,9 +116,10 @@ class Prompts:
     documents: tuple[Document, ...]
 
 
-def load_prompts(path: Path, tasks: dict[str, Task], limit: int | None) -> Prompts:
+def load_prompts(path: Path, tasks: dict[str, Task], limit: int | None, text: TextTokenizer) -> Prompts:
     """The first `limit` prompts of a tokenised dataset; TaskError where they name no known task."""
     dataset = Dataset(path)
+    check_text(dataset, text)
     count = len(dataset) if limit is None else min(limit, len(dataset))
     documents = tuple(dataset[i] for i in range(count))
     names = sorted({document.meta.get("task", "") for document in documents})

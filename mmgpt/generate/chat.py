@@ -73,6 +73,8 @@ def converse(chat: Chat, said: Sequence[Piece], out: Path, fps: float, *, live: 
     for turn in _lines() if live else ():
         chat.say(turn)
         reply()
+    if not made:
+        raise PromptError("--chat: nobody waits for an answer; end with a turn of the user.")
     console.print(f"wrote {out / 'index.html'}")
 
 

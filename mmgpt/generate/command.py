@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
+from mmgpt.core.log import check_writable
 from mmgpt.generate import outputs
 from mmgpt.generate.chat import STDIN, Chat, converse
 from mmgpt.generate.decode import PromptError
@@ -40,7 +41,7 @@ class Said:
         others = self.prompt or self.image or self.video or self.shot or (self.segments and self.chat)
         if listed is not None and others:
             raise PromptError("--segments and --chat are the whole prompt: give one of them, without other parts.")
-        if listed == STDIN:
+        if self.chat == STDIN:
             return []
         if listed is not None:
             return read_pieces(listed)
@@ -172,6 +173,7 @@ def generate(
     if said.chat is not None and wanted.count > 1:
         raise PromptError(f"--count is {wanted.count}: a conversation has one answer to each turn.")
     pieces = said.pieces()
+    check_writable(out / "index.html")
     outline = Outline.read(run, area=area)
     order = wanted.order(outline, pieces)
     if pieces:  # before anything is loaded; the clip's or picture's own codes are at least as long

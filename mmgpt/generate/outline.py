@@ -88,6 +88,8 @@ class Outline:
             raise ConfigError(f"{tokens.vision}: that run trains no image tokenizer; name one that does.")
         sizes = media_sizes(data)
         if not data.sources:
+            if area < vision.patch**2:
+                raise PromptError(f"--area is {area}; a picture has {vision.patch**2} pixels or more for this model.")
             side = int(area**0.5) // vision.patch
             sizes = ((0, side, side),)
         return cls(
@@ -142,6 +144,8 @@ class Outline:
                     f"a medium of {order.size[0]}*{order.size[1]} places takes {shortest} tokens, and after the prompt "
                     f"a row of {self.context} has {free} left. Give a smaller --size or a shorter prompt."
                 )
+            if 0 < asked < shortest:
+                raise PromptError(f"--room is {asked}, and a medium of that --size takes {shortest} tokens; give more.")
             return min(asked or longest, free)
         most = max(2048, 2 * self.longest(self.sizes))
         return min(asked or most, free)

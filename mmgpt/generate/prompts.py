@@ -121,7 +121,7 @@ def read_pieces(path: Path) -> list[Piece]:
         raise PromptError(f"{path}: no such file.")
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as e:
+    except (ValueError, RecursionError) as e:  # of JSON, of its encoding, of its depth, of a number's length
         raise PromptError(f"{path}: not JSON ({e}). Give a list of {{'text': ...}}, {{'image': FILE}} pieces.") from e
     if not isinstance(found, list) or not found:
         raise PromptError(f"{path}: expected a list of pieces, found {str(found)[:60]!r}.")

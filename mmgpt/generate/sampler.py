@@ -8,6 +8,11 @@ import jax.numpy as jnp
 from mmgpt.core import config
 from mmgpt.tokens.grammars.grammar import Automaton
 
+LEAST_TEMPERATURE = 1e-6
+"""Below it, logits over the temperature leave the range of float32."""
+MOST_DRAFTED = 256
+"""Ids that a pass drafts: it holds as many distributions, and far fewer are ever taken at once."""
+
 
 class Sampler(config.Config):
     """`temperature` 0 takes the likeliest id; `top_k` 0 and `top_p` 1 keep all."""
@@ -17,8 +22,10 @@ class Sampler(config.Config):
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.temperature < math.inf:
-            raise config.ConfigError(f"temperature is {self.temperature}; give 0 (the likeliest id) or more.")
+        if self.temperature != 0.0 and not LEAST_TEMPERATURE <= self.temperature < math.inf:
+            raise config.ConfigError(
+                f"temperature is {self.temperature}; give 0 (the likeliest id), or {LEAST_TEMPERATURE} or more."
+            )
         if self.top_k < 0:
             raise config.ConfigError(f"top_k is {self.top_k}; give 0 (all ids) or more.")
         if not 0.0 < self.top_p <= 1.0:
@@ -49,8 +56,10 @@ class Sampling(config.Config):
                 raise config.ConfigError(f"{name} is {getattr(self, name)}; give a number, 1 for none.")
         if self.room < 1:
             raise config.ConfigError(f"room is {self.room}; give the new tokens at most, 1 or more.")
-        if self.jacobi < 0:
-            raise config.ConfigError(f"jacobi is {self.jacobi}; give the ids that one pass verifies, or 0 for none.")
+        if not 0 <= self.jacobi <= MOST_DRAFTED:
+            raise config.ConfigError(
+                f"jacobi is {self.jacobi}; give the ids that one pass verifies, up to {MOST_DRAFTED}, or 0 for none."
+            )
 
     @property
     def branches(self) -> int:

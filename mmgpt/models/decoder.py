@@ -110,6 +110,14 @@ class Decoder(nnx.Module):
         def build(self, rngs: nnx.Rngs) -> "Decoder":
             if self.vocab <= 0:
                 raise ConfigError("model.vocab is 0: give the padded vocabulary size of the grammar.")
+            sizes = ("layers", "embed", "mlp", "heads", "kv_heads", "head_dim")
+            if wrong := [f"model.{name} is {getattr(self, name)}" for name in sizes if getattr(self, name) < 1]:
+                raise ConfigError(f"{', '.join(wrong)}; sizes are 1 or more.")
+            if not (0.0 <= self.dropout < 1.0 and 0.0 <= self.attention_dropout < 1.0):
+                raise ConfigError(
+                    f"model.dropout is {self.dropout} and model.attention_dropout {self.attention_dropout}; "
+                    "they are shares from 0 to below 1."
+                )
             if self.heads % self.kv_heads:
                 raise ConfigError(
                     f"model.heads {self.heads} is not a multiple of model.kv_heads {self.kv_heads}; change one of them."

@@ -34,8 +34,6 @@ WINDOW_PIXELS = 1 << 25
 """Pixels that are decoded before they are encoded in batches: 100 MB of RGB, and few batches that are not full."""
 WINDOW_DOCUMENTS = 1024
 
-_PROBE = "A red circle is above the blue square. 0123456789 äöü 你好"
-
 
 class JobError(UserError, RuntimeError):
     """A tokenisation job that cannot go on; the message says what was found and what to do."""
@@ -115,7 +113,7 @@ class _Work:
             "area": self.area,
             "fps": self.fps,
             "text_size": self.text.size,
-            "text_probe": hashlib.sha256(np.asarray(self.text.encode(_PROBE), np.int32).tobytes()).hexdigest(),
+            "text_probe": self.text.fingerprint(),
             "codebooks": list(self.image.codebooks),
             "patch": self.image.patch,
             "temporal": self.image.temporal,

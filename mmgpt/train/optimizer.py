@@ -1,5 +1,6 @@
 """The optimizer: AdamW or Muon under a schedule, from optax, with its state as a plain dict of named arrays."""
 
+import math
 from collections.abc import Hashable
 from typing import Any, Literal
 
@@ -34,6 +35,8 @@ class Optimizer:
 
         def transform(self, steps: int) -> optax.GradientTransformation:
             """Gradients to steps. ConfigError where the run of `steps` is too short for it."""
+            if not 0.0 <= self.learning_rate < math.inf:
+                raise config.ConfigError(f"optimizer.learning_rate is {self.learning_rate}; give 0 or more.")
             if self.warmup >= steps:
                 raise config.ConfigError(
                     f"optimizer.warmup {self.warmup} is not shorter than the run of {steps} steps; lower it."

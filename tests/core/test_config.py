@@ -211,3 +211,18 @@ def test_the_difference_names_changed_leaves_only() -> None:
 )
 def test_assignments_become_flags_and_the_rest_stays(given: str, flags: list[str]) -> None:
     assert core.as_flags(["train", given, "--last"]) == ["train", *flags, "--last"]
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("[" * 100_000, "not JSON"),
+        ("9" * 5000, "not JSON"),
+        ('{"model_type": "llama"}', "mmgpt convert"),
+        ('{"type": ["x"]}', 'a table with a "type"'),
+        ('{"type": NaN}', 'a table with a "type"'),
+    ],
+)
+def test_files_that_hold_no_config_are_one_clear_error(text: str, told: str) -> None:
+    with pytest.raises(core.ConfigError, match=told):
+        core.from_json(text)

@@ -16,6 +16,7 @@ from mmgpt.data.loader import LoaderError, PackedRows
 from mmgpt.data.mixture import Change, Source
 from mmgpt.data.record import Dataset, RecordError, Writer
 from mmgpt.tokens.grammars.grammar import GrammarError, Tokens
+from tests import tiny
 
 ROW, BATCH = 128, 8
 BOS, EOS, PAD, BOI, EOI = range(5)
@@ -25,6 +26,7 @@ class Plain:
     """BOS, text ids, pictures as BOI codes EOI, EOS; text ids from 10 on, codes from 1000 on."""
 
     overhead, pad = 2, PAD
+    text = tiny.text()
 
     def segment_lengths(self, kind: np.ndarray, shape: np.ndarray) -> np.ndarray:
         return np.where(kind == 0, shape[:, 0], np.prod(shape[:, 1:4], axis=1, dtype=np.int64) + 2)

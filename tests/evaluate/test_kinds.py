@@ -1,7 +1,9 @@
 """`mmgpt eval` on annotation files, pictures and tokenizers: scores are those of what was recorded, computed apart."""
 
+import contextlib
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 
 from mmgpt.core.document import Document, Image, Text, Video
 from mmgpt.core.errors import UserError
+from mmgpt.data.loader import LoaderError
 from mmgpt.data.media import decode_image, encode_mp4, encode_png, resize
 from mmgpt.data.record import Dataset
 from mmgpt.evaluate import annotations, kinds
@@ -257,6 +260,8 @@ def test_what_is_wrong_is_told_before_anything_is_loaded(
         ({"shots": -1}, "--shots is -1"),
         ({"limit": 0}, "--limit is 0"),
         ({"batch": 0}, "--batch is 0"),
+        ({"seed": -1}, "--seed is -1"),
+        ({"seed": 10**20}, "--seed is 1000"),
         ({"shots": 5}, "--shots 5: .* has too few media"),
         ({"template": "what?"}, "it must hold {question}"),
     ],
@@ -268,6 +273,46 @@ def test_wrong_options_are_told_before_anything_is_loaded(
     spec = f"vqa={files / 'questions.json'},{files / 'answers.json'},{files / 'media'}"
     with pytest.raises(UserError, match=told):
         evaluate(model_run, (spec,), options=Options(**options))
+
+
+def test_scores_of_one_name_are_told_apart_and_outlive_a_failure(
+    model_run: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    spec, out = f"reconstruction={files / 'media'}", tmp_path / "scores.json"
+    evaluate(model_run, (spec, f"{spec}/"), json=out, options=Options(limit=2))
+    assert list(json.loads(out.read_text())) == ["reconstruction-media", "reconstruction-media-2", "seconds"]
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr("mmgpt.evaluate.kinds.perplexity._run", fail)
+    with pytest.raises(MemoryError):
+        evaluate(
+            model_run, (f"perplexity={model_run.parent / 'left'}", spec), json=out.with_name("x"), options=Options()
+        )
+    with pytest.raises(MemoryError):
+        evaluate(model_run, (spec, f"perplexity={model_run.parent / 'left'}"), json=out, options=Options(limit=2))
+    assert list(json.loads(out.read_text())) == ["reconstruction-media", "seconds"] and not out.with_name("x").exists()
+
+
+def test_scores_that_cannot_be_written_are_told_before_anything_is_loaded(
+    model_run: Path, files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("mmgpt.evaluate.subject.open_folder", lambda *a, **k: pytest.fail("a model was loaded"))
+    with pytest.raises(IsADirectoryError):
+        evaluate(model_run, (f"reconstruction={files / 'media'}",), json=tmp_path)
+
+
+def test_words_of_another_text_tokenizer_are_told(model_run: Path, tmp_path: Path):
+    """Their ids would be other words, and the scores those of nonsense."""
+    left = model_run.parent / "left"
+    shutil.copytree(left, tmp_path / "left")
+    manifest = json.loads((left / "manifest.json").read_text())
+    for probe, told in (("0", True), (tiny.text().fingerprint(), False)):
+        manifest["meta"]["settings"] = {"text_probe": probe}
+        (tmp_path / "left" / "manifest.json").write_text(json.dumps(manifest))
+        with pytest.raises(LoaderError, match="another tokenizer") if told else contextlib.nullcontext():
+            kinds.prepare(f"perplexity={tmp_path / 'left'}", Options(), Subject(model_run))
 
 
 def test_no_task_and_one_twice_are_told(model_run: Path, raw: Path):

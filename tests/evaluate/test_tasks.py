@@ -134,9 +134,9 @@ def test_shares_add_up_over_prompts_and_by_kind():
 def test_prompts_of_no_known_task_are_an_error(tmp_path: Path):
     tiny.write(tmp_path / "other", [Document(key="a", segments=(), meta={"task": "juggle"})])
     with pytest.raises(TaskError, match="found 'juggle'"):
-        tasks.load_prompts(tmp_path / "other", TASKS, None)
+        tasks.load_prompts(tmp_path / "other", TASKS, None, tiny.text())
 
 
 def test_limit_takes_the_first_prompts(model_run: Path):
-    prompts = tasks.load_prompts(model_run.parent / "prompts" / "draw", TASKS, 2)
+    prompts = tasks.load_prompts(model_run.parent / "prompts" / "draw", TASKS, 2, tiny.text())
     assert [document.key for document in prompts.documents] == ["draw-0", "draw-1"]

@@ -123,6 +123,8 @@ def test_a_conversation_is_answered_turn_by_turn(
         ('[{"txt": "red"}]', "piece 0: expected a table with text, image, video and role"),
         ('[{"text": "red", "role": "robot"}]', "a role is user or assistant"),
         ('[{"image": "none.png"}]', "none.png: no such file"),
+        ("[" * 100_000, "not JSON"),
+        ("9" * 5000, "not JSON"),
     ],
 )
 def test_a_list_of_pieces_that_cannot_be_read_is_told(
@@ -144,6 +146,25 @@ def test_a_prompt_that_is_too_long_is_told_before_the_model_is_loaded(
     assert "nothing is left to generate" in capsys.readouterr().err
 
 
+def test_where_no_page_can_be_written_is_told_before_the_model_is_loaded(
+    model_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(Model, "open", lambda *a, **k: pytest.fail("loaded"))
+    (tmp_path / "file").write_text("kept")
+    for out in (tmp_path / "file", tmp_path / "file" / "x"):
+        assert generate(model_run, out, "--prompt", "red") == 1
+        assert f"{out / 'index.html'}: " in capsys.readouterr().err
+    assert (tmp_path / "file").read_text() == "kept"
+
+
+def test_a_conversation_in_which_nobody_asks_is_told(
+    model_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "chat.json").write_text('[{"role": "user", "text": "a"}, {"role": "assistant", "text": "b"}]')
+    assert generate(model_run, tmp_path / "out", "--chat", str(tmp_path / "chat.json")) == 1
+    assert "nobody waits for an answer" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -158,6 +179,10 @@ def test_a_prompt_that_is_too_long_is_told_before_the_model_is_loaded(
         (("--shot", "none.png", "red"), "none.png: no such file"),
         (("--fps", "0"), "--fps is 0.0"),
         (("--jacobi", "-1"), "jacobi is -1; give"),
+        (("--jacobi", "3000"), "jacobi is 3000; give"),
+        (("--segments", "-"), "-: no such file"),
+        (("--size", "2*3", "--room", "2"), "--room is 2, and a medium of that --size takes"),
+        (("--text-temperature", "1e-40"), "give 0 (the likeliest id), or 1e-06 or more"),
         (("--guidance", "nan"), "guidance is nan"),
         (("--add-frames", "1"), "goes on with a video"),
         (("--add-frames", "-1"), "--add-frames is -1"),

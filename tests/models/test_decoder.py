@@ -355,6 +355,8 @@ def test_a_size_that_does_not_divide_names_the_parameter(changes: dict, mesh_nam
 def test_sizes_that_cannot_be_are_told(one_device) -> None:
     for changes, message in (
         ({"vocab": 0}, "model.vocab is 0"),
+        ({"layers": -1, "embed": 0}, "model.layers is -1, model.embed is 0; sizes are 1 or more"),
+        ({"dropout": 2.0}, "model.dropout is 2.0"),
         ({"kv_heads": 3}, "model.heads 4 is not a multiple of model.kv_heads 3"),
         ({"head_dim": 7}, "model.head_dim 7 must be even"),
         ({"rope_grid": 2}, "above 4 x model.rope_grid 2"),

@@ -13,6 +13,7 @@ import numpy as np
 
 from mmgpt.core.log import progress
 from mmgpt.core.stream import MODALITIES
+from mmgpt.data.loader import check_text
 from mmgpt.data.mixture import is_held_out
 from mmgpt.data.record import Dataset
 from mmgpt.evaluate.kinds import Job, one_path
@@ -47,6 +48,7 @@ def prepare(arguments: list[str], options: Options, subject: Subject) -> Job:
     if len(arguments) > 2 or (len(arguments) == 2 and arguments[1] != "held_out"):
         raise TaskError(f"perplexity={','.join(arguments)}: expected perplexity={USAGE}.")
     dataset = Dataset(one_path(arguments[0], "dataset"))
+    check_text(dataset, subject.text)
     return lambda: _run(dataset, len(arguments) == 2, options, subject)
 
 

@@ -104,6 +104,7 @@ class Grammar(Protocol):
     """Layout of documents: encodes them, weighs their loss, parses ids back, and guides the decoder."""
 
     name: str
+    text: TextTokenizer
     vocabulary: Vocabulary
     pad: int
     overhead: int

@@ -4,9 +4,12 @@ No text ever becomes a control id: a control token's name in a user's text is sp
 """
 
 import abc
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from mmgpt.core.errors import UserError
 
@@ -15,6 +18,9 @@ if TYPE_CHECKING:
 
 DIGITS = "0123456789*"
 """Symbols that are always pieces of their own, since grammars write sizes such as 6*6 with them."""
+
+
+_PROBE = "A red circle is above the blue square. 0123456789 äöü 你好"
 
 
 class TextError(UserError, ValueError):
@@ -65,6 +71,10 @@ class TextTokenizer(abc.ABC):
     @abc.abstractmethod
     def decode(self, ids: Iterable[int]) -> str:
         """The text of ids; control ids say nothing."""
+
+    def fingerprint(self) -> str:
+        """What the ids of a text depend on, as a hash of those of a fixed one."""
+        return hashlib.sha256(np.asarray(self.encode(_PROBE), np.int32).tobytes()).hexdigest()
 
     @abc.abstractmethod
     def symbol(self, character: str) -> int:
