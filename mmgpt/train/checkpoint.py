@@ -274,7 +274,7 @@ class Checkpoints:
 
 
 def check_path(directory: Path) -> None:
-    """ConfigError where Orbax would take the path for a pattern: it finds no arrays then, and writes none in silence."""
+    """ConfigError where Orbax would take the path for a pattern: it then writes no arrays, and says nothing."""
     if found := sorted(set("*?[") & set(str(directory.absolute()))):
         raise config.ConfigError(
             f"{directory}: no checkpoint can be written under a path with {' or '.join(found)}; give another folder."

@@ -117,7 +117,7 @@ def test_the_whole_of_emu3_is_read_by_transformers_in_another_number_format(tmp_
         assert torch.equal(loaded.state_dict()[name], value.to(loaded.state_dict()[name].dtype)), name
 
 
-def test_the_parts_of_emu3_become_runs_that_open(tmp_path: Path) -> None:
+def test_the_parts_of_emu3_become_runs_that_open(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     source = published("emu3 whole", tmp_path / "hf")
     convert(source, tmp_path / "run")
     assert isinstance(load_run(tmp_path / "run").model, Decoder.Config)
@@ -130,6 +130,11 @@ def test_the_parts_of_emu3_become_runs_that_open(tmp_path: Path) -> None:
         open_folder(tmp_path / "run", part="vision")
     with pytest.raises(ConfigError, match="holds no vision model"):
         open_folder(published("emu3", tmp_path / "text"), part="vision")
+    capsys.readouterr()
+    shutil.rmtree(tmp_path / "run" / "vision")
+    with pytest.raises(ConfigError, match=r"vision/config\.json: no such file"):
+        convert(tmp_path / "run", tmp_path / "back")
+    assert "opened" not in capsys.readouterr().err  # nothing was loaded
 
 
 def test_names_shapes_and_number_formats_that_do_not_fit_are_listed_in_one_error(copy: Path, tmp_path: Path) -> None:
@@ -216,6 +221,15 @@ def test_what_is_read_is_never_overwritten(out: str, back: bool, llama: Path, co
             convert(llama, tmp_path / out, vision=source, overwrite=True)
     assert {p.name for p in tmp_path.iterdir()} == {"hf", "link"}
     assert {p.name for p in source.iterdir()} == {p.name for p in (converted if back else llama).iterdir()}
+
+
+def test_the_tokenizers_of_a_run_are_never_overwritten(llama: Path, converted: Path, tmp_path: Path) -> None:
+    model = shutil.copytree(converted, tmp_path / "vision")
+    like = presets.preset("quickstart_model")
+    assert isinstance(like, Run) and like.tokens is not None
+    with pytest.raises(ConfigError, match="one or inside each other"):
+        convert(llama, model, like=like.replace(tokens=like.tokens.replace(vision=str(model))), overwrite=True)
+    assert load_run(model) == load_run(converted)
 
 
 def test_a_link_is_written_through(llama: Path, tmp_path: Path) -> None:
