@@ -127,6 +127,7 @@ def tokenize_text(
     size: int = 512,
     most: int = 200_000,
     superwords: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Trains a SentencePiece tokenizer on the text of raw datasets.
 
@@ -136,10 +137,11 @@ def tokenize_text(
         size: pieces at most.
         most: texts to train on at most, taken evenly.
         superwords: pieces may hold several words.
+        overwrite: replace the file.
     """
     from mmgpt.tokenize.text import train_text
 
-    trained = train_text(list(datasets), out, size, most, superwords)
+    trained = train_text(list(datasets), out, size, most, superwords, overwrite)
     console.print(f"{out}: {trained.size} pieces")
 
 

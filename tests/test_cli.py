@@ -9,6 +9,7 @@ import pytest
 
 from mmgpt import cli, presets
 from mmgpt.core import config
+from mmgpt.core.document import Document, Text
 from mmgpt.train.run import Run
 from tests import tiny
 
@@ -170,6 +171,20 @@ def test_bad_input_of_data_commands(tmp_path: Path, capsys: pytest.CaptureFixtur
     ):
         assert call(*arguments) == 1, arguments
         assert one_error(capsys)
+
+
+def test_a_text_tokenizer_is_not_replaced_in_silence(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    tiny.write(tmp_path / "data", [Document(key="a", segments=(Text(text="a red ring " * 9),))])
+    train = ("tokenize", "text", str(tmp_path / "data"), "--out", str(tmp_path / "t.model"))
+    assert call(*train, "--size", "9") == 1
+    assert "bytes and digits alone take 269" in one_error(capsys)
+    assert call(*train, "--size", "290") == 0
+    capsys.readouterr()
+    made = (tmp_path / "t.model").read_bytes()
+    assert call(*train, "--size", "300") == 1
+    assert "datasets may be tokenised with it" in one_error(capsys)
+    assert (tmp_path / "t.model").read_bytes() == made
+    assert call(*train, "--size", "300", "--overwrite", "True") == 0
 
 
 def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

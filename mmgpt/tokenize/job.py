@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -224,6 +225,8 @@ def tokenize_dataset(
     """
     if area < image.patch**2:
         raise JobError(f"area {area} holds no patch of {image.patch}x{image.patch} pixels; raise the area.")
+    if fps is not None and not 0.0 < fps < math.inf:
+        raise JobError(f"clips cannot be read at {fps} frames a second; give a number above 0.")
     if batch < 1:
         raise JobError(f"the batch is {batch} pictures; it must be at least 1.")
     if not 0 <= share[0] < share[1]:

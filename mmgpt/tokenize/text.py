@@ -6,14 +6,23 @@ from pathlib import Path
 import numpy as np
 
 from mmgpt.core.document import Text
-from mmgpt.core.log import console, progress, write_atomic
+from mmgpt.core.log import check_writable, console, progress, write_atomic
 from mmgpt.data.codec import RecordError
 from mmgpt.data.record import Dataset
 from mmgpt.tokens.text import TextError, TextTokenizer
 
 
-def train_text(datasets: list[Path], out: Path, size: int, most: int, superwords: bool) -> TextTokenizer:
+def train_text(
+    datasets: list[Path], out: Path, size: int, most: int, superwords: bool, overwrite: bool = False
+) -> TextTokenizer:
     """Trains on at most `most` documents, spread evenly over all datasets, and writes the model to `out`."""
+    if most < 1:
+        raise TextError(f"--most is {most}; give the texts to train on at most, 1 or more.")
+    if out.exists() and not overwrite:
+        raise TextError(
+            f"{out} is there, and datasets may be tokenised with it. Give another --out, or --overwrite True."
+        )
+    check_writable(out)
     opened = [Dataset(path) for path in datasets]
     documents = sum(len(d) for d in opened)
     if documents == 0:
@@ -39,6 +48,5 @@ def train_text(datasets: list[Path], out: Path, size: int, most: int, superwords
     trained = TextTokenizer.train(texts(), size, superwords)
     if damaged:
         console.print(f"left out {len(damaged)} damaged records; the first: {damaged[0]}")
-    out.parent.mkdir(parents=True, exist_ok=True)
     write_atomic(out, trained.model)
     return trained

@@ -16,12 +16,14 @@ from mmgpt.data.media import decode_image, encode_mp4, encode_png
 from mmgpt.data.record import Dataset, DatasetError, Writer
 from mmgpt.tokenize import job
 from mmgpt.tokenize.job import JobError, tokenize_dataset
+from mmgpt.tokens.text import TextTokenizer
 
 
 class Bytes:
     """UTF-8 bytes as ids."""
 
     size = 256
+    fingerprint = TextTokenizer.fingerprint
 
     def encode(self, text: str) -> list[int]:
         return list(text.encode())
@@ -239,6 +241,8 @@ def test_wrong_folders_are_told(source, tmp_path):
         run(tmp_path / "none", tmp_path / "out")
     with pytest.raises(JobError, match="area 8 holds no patch"):
         run(source, tmp_path / "out", area=8)
+    with pytest.raises(JobError, match="at nan frames a second"):
+        run(source, tmp_path / "out", fps=float("nan"))
     with pytest.raises(JobError, match="share 2 of 2"):
         run(source, tmp_path / "out", share=(2, 2))
     with pytest.raises(JobError, match="the source itself"):

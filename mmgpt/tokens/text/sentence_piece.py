@@ -33,6 +33,9 @@ class SentencePiece(TextTokenizer):
 
         `superwords` lets a piece hold several words, such as "in the top left" (arXiv 2503.13423): shorter rows.
         """
+        least = 256 + len(DIGITS) + 2
+        if size < least:
+            raise TextError(f"a text tokenizer of {size} pieces: bytes and digits alone take {least}; give more.")
         out = io.BytesIO()
         try:
             sentencepiece.SentencePieceTrainer.Train(
