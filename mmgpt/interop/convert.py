@@ -104,7 +104,7 @@ def _tell_not_finite(counts: Mapping[str, int]) -> None:
     """A line where some numbers are not: nothing can be computed with them, but they may be wanted as they are."""
     if found := {name: count for name, count in counts.items() if count}:
         first = next(iter(found))
-        more = f", and so are {len(found) - 1} more tensors" if len(found) > 1 else ""
+        more = f"; so are some of {len(found) - 1} more tensors" if len(found) > 1 else ""
         console.print(f"warning: {found[first]} numbers of {shown(first)} are NaN or infinite{more}.")
 
 
