@@ -21,7 +21,6 @@ from mmgpt.interop import safetensors_writer
 from mmgpt.interop.convert import convert, to_hugging_face
 from mmgpt.interop.open import open_folder
 from mmgpt.interop.safetensors_folder import FolderError
-from mmgpt.interop.whole_folder import whole_folder
 from mmgpt.models.decoder import Decoder
 from mmgpt.models.movq import MoVQ
 from mmgpt.train.run import Run, load_run
@@ -49,26 +48,6 @@ def published(name: str, folder: Path, dtype: Any = torch.float32, shard: str = 
     for module in (model.model, model.lm_head) if hasattr(model, "lm_head") else (model,):
         module.to(dtype)
     return reference.save(model, folder, shard)
-
-
-@pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint of two layers, to be copied before it is changed."""
-    model = reference.drawn(reference.llama(num_hidden_layers=2))
-    return reference.save(model, tmp_path_factory.mktemp("llama") / "hf")
-
-
-@pytest.fixture(scope="session")
-def converted(llama: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The same as a run, to be copied before it is changed."""
-    folder = tmp_path_factory.mktemp("converted") / "run"
-    convert(llama, folder)
-    return folder
-
-
-@pytest.fixture
-def copy(llama: Path, tmp_path: Path) -> Path:
-    return shutil.copytree(llama, tmp_path / "hf")
 
 
 LONG = (("emu3 vision", True), ("emu3 vision", False), ("emu3 whole", False))
@@ -169,89 +148,6 @@ def test_a_fault_is_told_before_a_device_is_touched(copy: Path, monkeypatch: pyt
     path.write_bytes(path.read_bytes()[:-4])
     with pytest.raises(FolderError, match="cut off"):
         open_folder(copy)
-
-
-def test_a_folder_that_is_there_is_not_overwritten_unasked(llama: Path, tmp_path: Path) -> None:
-    convert(llama, tmp_path / "run")
-    before = (tmp_path / "run" / "config.json").read_bytes()
-    with pytest.raises(ConfigError, match="is there already"):
-        convert(llama, tmp_path / "run")
-    convert(llama, tmp_path / "run", overwrite=True)
-    assert (tmp_path / "run" / "config.json").read_bytes() == before
-    (tmp_path / "papers").mkdir()
-    (tmp_path / "papers" / "mine.txt").touch()
-    with pytest.raises(ConfigError, match="something else than a model"):
-        convert(llama, tmp_path / "papers", overwrite=True)
-    assert (tmp_path / "papers" / "mine.txt").exists()
-
-
-@pytest.mark.parametrize(
-    ("config", "beside"),
-    [
-        ("{}", "model.safetensors"),
-        ('{"model_type": "llama"}', "notes.txt"),
-        ('{"model_type": "llama"}', "model.safetensors src/mine.py"),
-        ("run", "mine.txt"),
-        ("run", "checkpoints/0/manifest.json src/mine.py"),
-        ("[" * 100_000, "model.safetensors"),
-    ],
-)
-def test_a_folder_that_is_no_model_is_never_overwritten(
-    config: str, beside: str, llama: Path, converted: Path, tmp_path: Path
-) -> None:
-    mine = tmp_path / "mine"
-    for name in ("config.json", *beside.split()):
-        (mine / name).parent.mkdir(parents=True, exist_ok=True)
-        (mine / name).write_text((converted / "config.json").read_text() if config == "run" else config)
-    with pytest.raises(ConfigError, match="something else than a model"):
-        convert(llama, mine, overwrite=True)
-    assert all((mine / name).exists() for name in ("config.json", *beside.split()))
-    assert [p.name for p in tmp_path.iterdir()] == ["mine"]
-
-
-@pytest.mark.parametrize("out", ["hf", "link", "hf/inside", "."])
-@pytest.mark.parametrize("back", [False, True], ids=["to a run", "to Hugging Face"])
-def test_what_is_read_is_never_overwritten(out: str, back: bool, llama: Path, converted: Path, tmp_path: Path) -> None:
-    source = shutil.copytree(converted if back else llama, tmp_path / "hf")
-    (tmp_path / "link").symlink_to(source)
-    with pytest.raises(ConfigError, match="one or inside each other"):
-        convert(source, tmp_path / out, overwrite=True)
-    if not back:
-        with pytest.raises(ConfigError, match="one or inside each other"):
-            convert(llama, tmp_path / out, vision=source, overwrite=True)
-    assert {p.name for p in tmp_path.iterdir()} == {"hf", "link"}
-    assert {p.name for p in source.iterdir()} == {p.name for p in (converted if back else llama).iterdir()}
-
-
-def test_the_tokenizers_of_a_run_are_never_overwritten(llama: Path, converted: Path, tmp_path: Path) -> None:
-    model = shutil.copytree(converted, tmp_path / "vision")
-    like = presets.preset("quickstart_model")
-    assert isinstance(like, Run) and like.tokens is not None
-    with pytest.raises(ConfigError, match="one or inside each other"):
-        convert(llama, model, like=like.replace(tokens=like.tokens.replace(vision=str(model))), overwrite=True)
-    assert load_run(model) == load_run(converted)
-
-
-def test_a_link_is_written_through(llama: Path, tmp_path: Path) -> None:
-    (tmp_path / "link").symlink_to("there")
-    with pytest.raises(ConfigError, match="is a link to what is not there"):
-        convert(llama, tmp_path / "link")
-    (tmp_path / "there").mkdir()
-    convert(llama, tmp_path / "link")
-    assert (tmp_path / "link").is_symlink() and (tmp_path / "there" / "config.json").is_file()
-
-
-def test_what_a_kill_left_is_cleared_and_what_it_took_away_comes_back(
-    llama: Path, converted: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    (tmp_path / ".out.converting" / "half").mkdir(parents=True)
-    shutil.copytree(converted, tmp_path / ".out.replaced")
-    with pytest.raises(ConfigError, match="is there already"):
-        convert(llama, out)
-    assert {p.name for p in tmp_path.iterdir()} == {"out"} and load_run(out) == load_run(converted)
-    with whole_folder(out, True, []), pytest.raises(ConfigError, match="another process writes it"):
-        convert(llama, out, overwrite=True)
 
 
 @pytest.mark.parametrize(
