@@ -13,7 +13,9 @@ import jax.numpy as jnp
 from mmgpt.core.stream import Visibility
 from mmgpt.dist import axes as rules
 from mmgpt.generate.sampler import Sampling, candidates, permitted
+from mmgpt.kernels import few_rows
 from mmgpt.models.decoder import Decoder
+from mmgpt.nn.layers import SummedMLP
 from mmgpt.tokens.grammars.grammar import Automaton
 
 CHUNK = 512
@@ -67,6 +69,10 @@ class Passes:
         logits = _whole(self.model.logits(last))[:, 0]
         if not self.scan:
             self.layers, caches = self.model.stack.unstacked(), caches.apart()
+            rows = inputs.ids.shape[0] * max(self.sampling.jacobi, 1)
+            if self.model.config.dtype == "float32" and few_rows.pays(rows):
+                for layer in self.layers:
+                    layer.mlp = SummedMLP(layer.mlp)
         return logits, caches
 
     def run(self, ids_BT: jax.Array, place_BTA: jax.Array, made: jax.Array, caches: Any) -> tuple[jax.Array, Any]:

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from mmgpt.core.config import Config
+from mmgpt.kernels import few_rows
 from mmgpt.nn.param import act, constant, einsum, normal, param, use, zeros
 
 
@@ -53,6 +54,16 @@ class GatedMLP(nnx.Module):
         # silu, its sigmoid behind a barrier: XLA would work it out again in each of the fusions that read it.
         hidden = gate * jax.lax.optimization_barrier(jax.nn.sigmoid(gate)) * up
         return einsum("btf,fd->btd", hidden, use(self.down, x_BTD.dtype), "batch seq embed")
+
+
+class SummedMLP(nnx.Module):
+    """A `GatedMLP` for steps of few rows on a CPU (`kernels/few_rows.py`): its weights, outputs first; float32."""
+
+    def __init__(self, mlp: GatedMLP):
+        self.gate, self.up, self.down = (jnp.transpose(w[...]) for w in (mlp.gate, mlp.up, mlp.down))
+
+    def __call__(self, x_BTD: jax.Array) -> jax.Array:
+        return few_rows.gated(x_BTD, self.gate, self.up, self.down)
 
 
 class RopeScaling(Config):
