@@ -60,7 +60,7 @@ class SummedMLP(nnx.Module):
     """A `GatedMLP` for steps of few rows on a CPU (`kernels/few_rows.py`): its weights, outputs first; float32."""
 
     def __init__(self, mlp: GatedMLP):
-        self.gate, self.up, self.down = (jnp.transpose(w[...]) for w in (mlp.gate, mlp.up, mlp.down))
+        self.gate, self.up, self.down = (jnp.transpose(use(w)) for w in (mlp.gate, mlp.up, mlp.down))
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
         return few_rows.gated(x_BTD, self.gate, self.up, self.down)
