@@ -77,7 +77,9 @@ class _Jacobi:
             return ~jnp.all(passes.over(settled.state, settled.stopped, settled.made))
 
         carry = jax.lax.while_loop(going, step, (jnp.int32(1), zero + 1, caches, settled, drafts, out))
-        return carry[5][:, : self.sampling.room], carry[1]
+        _, count, _, settled, _, out = carry
+        kept = jnp.arange(out.shape[1])[None, :] < settled.made[:, None]  # behind them lie drafts of the last pass
+        return jnp.where(kept, out, self.automaton.pad)[:, : self.sampling.room], count
 
     def _pass(self, number: jax.Array, caches: object, settled: _Settled, drafts: _Window) -> tuple:
         """The caches, rows and drafts after one more pass, and the ids `[B, W]` it puts at position `made [B]`."""

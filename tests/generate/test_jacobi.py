@@ -52,6 +52,17 @@ def test_what_is_drawn_parses_and_fits_its_room(generator: Generator) -> None:
             assert made.ids[-1] == generator.grammar.eos
 
 
+def test_nothing_stands_behind_the_end(generator: Generator) -> None:
+    """Drafts behind an end that the very last pass settles are no ids of the row."""
+    alone, prompt = Generator(generator.opened, untrained.SIZES, batch=1), prompts()[1]
+    sampling = DRAWN.replace(room=150, jacobi=7, stop=266)
+    seeds = (14, 16, 42, 56)  # one in fifteen ends so
+    made = [alone.run([prompt], sampling.replace(seed=seed))[0].ids[len(prompt.ids) :] for seed in seeds]
+    assert all(len(ids) < 150 for ids in made)
+    for ids in made:
+        assert np.flatnonzero(np.isin(ids, [266, alone.grammar.eos])).tolist() == [len(ids) - 1]
+
+
 def test_the_rest_of_the_batch_does_not_matter(generator: Generator) -> None:
     sampling = DRAWN.replace(jacobi=4, guidance=2.0)
     together = generator.generate(prompts(), sampling)
