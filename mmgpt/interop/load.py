@@ -90,10 +90,11 @@ def _shard(parts: list[Entry], source: SafetensorsFolder, whole: Index, dtype: n
             host[tuple(slice(a, a + n) for a, n in zip(at, block.shape, strict=True))] = block
         return jax.device_put(host, device)
     place = jax.sharding.SingleDeviceSharding(device)
-    buffer = jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=place)()
+    buffer = jax.block_until_ready(jax.jit(lambda: jnp.zeros(shape, dtype), out_shardings=place)())
     for at, block in _blocks(parts, source, whole, BLOCK // dtype.itemsize):
         numbers = jax.device_put(np.asarray(block, dtype, order="C"), device)
         buffer = jax.block_until_ready(_write(buffer, numbers, np.array(at, np.int32)))
+        numbers.delete()  # before the next block is read
         source.release()
     return buffer
 

@@ -9,7 +9,7 @@ import numpy as np
 
 from mmgpt.core.config import ConfigError
 from mmgpt.dist.mesh import Mesh
-from mmgpt.interop.load import load
+from mmgpt.interop import load
 from mmgpt.interop.names import Entry
 from mmgpt.interop.safetensors_folder import SafetensorsFolder
 
@@ -49,10 +49,12 @@ def main(folder: Path, fsdp: int) -> None:
             "layer": leaf((LAYERS, ROWS, WIDTH), layers),
         }
     }
+    # The allocator keeps a few blocks of each thread, beside whatever tensor: they are to stay small beside this one.
+    load.BLOCK = 2 << 20
     jax.block_until_ready(jnp.ones(8) + 1)  # what a first computation takes is not the load's
     source, before = SafetensorsFolder(folder), resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the most so far is forgotten
-    found = load(entries(), source, abstract)["params"]
+    found = load.load(entries(), source, abstract)["params"]
     jax.block_until_ready(found)
     peak = resident("VmHWM")
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(found))
