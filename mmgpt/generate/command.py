@@ -173,12 +173,12 @@ def generate(
     if said.chat is not None and wanted.count > 1:
         raise PromptError(f"--count is {wanted.count}: a conversation has one answer to each turn.")
     pieces = said.pieces()
-    check_writable(out / "index.html")
     outline = Outline.read(run, area=area)
     order = wanted.order(outline, pieces)
     if pieces:  # before anything is loaded; the clip's or picture's own codes are at least as long
         outline.room(outlined(outline, pieces), order, wanted.room)
     sampling = how.sampling(outline)
+    check_writable(out / "index.html")
     model = Model.open(run, batch=wanted.count, clips=True, dtype=dtype, area=area)
     if said.chat is not None:
         chat = Chat(model, sampling.replace(room=wanted.room or 512), order)

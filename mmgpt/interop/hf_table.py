@@ -42,7 +42,7 @@ class Table:
             return default
         if isinstance(default, float) and isinstance(value, (int, float)) and not isinstance(value, bool):
             if 0 <= value <= sys.float_info.max:  # Python's JSON has NaN and infinities too
-                return float(value)  # pyright: ignore[reportReturnType]
+                return type(default)(value)
             self.faults.append(f"{self.where}.{key} is {value!r}, expected a number from 0 up")
             return default
         if not isinstance(value, type(default)) or (isinstance(value, bool) and not isinstance(default, bool)):
