@@ -26,4 +26,4 @@ def test_it_is_the_same_layer(fsdp: int, tensor: int) -> None:
 
 def test_it_is_taken_for_few_rows_alone() -> None:
     fused = few_rows._fused()
-    assert [few_rows.pays(rows) for rows in (1, 2, 16, 17)] == [False, fused, fused, False]
+    assert [few_rows.pays(rows) for rows in (2, 7, 8, 16, 17)] == [False, False, fused, fused, False]
