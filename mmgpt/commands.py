@@ -70,7 +70,7 @@ def data_import(
     """Imports raw data into a record dataset; what is refused goes to its rejects.jsonl.
 
     Args:
-        format: folder, jsonl, mp4 or webdataset (`mmgpt/data/sources/` holds one file each).
+        format: `docs/formats/` has a page for each; an unknown name lists them.
         path: the raw data.
         out: folder of the dataset.
         name: name of the dataset; by default that of the folder.

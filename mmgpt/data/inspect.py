@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 
 from mmgpt.core.document import KINDS, Document, Image, Segment, Text, Video
-from mmgpt.data.media import MediaError, decode_image, decode_video, encode_gif, encode_png, fit, resize
+from mmgpt.data.media import MediaError, check_video, decode_image, decode_video, encode_gif, encode_png, fit, resize
 from mmgpt.data.record import Dataset, RecordError
 
 _THUMBNAIL_AREA = 256 * 256
 _CLIP_FRAMES = 24
 _CLIP_FPS = 8.0
+_IMAGE_NAMES = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"RI": "WebP", b"GI": "GIF"}  # by their first two bytes
 _PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
 <meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
 <title>{title}</title><style>
@@ -86,6 +87,38 @@ def _reject_reasons(dataset: Dataset) -> dict[str, int]:
             for line in lines:
                 reasons[json.loads(line)["reason"].partition(":")[0]] += 1
     return dict(reasons.most_common())
+
+
+def described(document: Document) -> dict[str, Any]:
+    """A document as JSON values, raw or tokenised; of media and arrays only what they are, never their contents.
+
+    `role`, `time` and `loss` appear where they are not the usual "", None and 1.
+    """
+    segments = [_described_segment(segment) for segment in document.segments]
+    return {"key": document.key, "meta": document.meta, "segments": segments}
+
+
+def _described_segment(segment: Segment) -> dict[str, Any]:
+    shown: dict[str, Any] = {"kind": type(segment).__name__.lower()}
+    if isinstance(segment, Text) and segment.text is not None:
+        shown["text"] = segment.text
+    held = [_described_medium(segment)] if isinstance(vars(segment).get("data"), bytes) else []
+    held += [f"{name} {list(a.shape)}" for name, a in vars(segment).items() if isinstance(a, np.ndarray)]
+    usual = {"role": "", "time": None, "loss": 1.0, "fps": None}
+    shown |= {"content": ", ".join(held)} if held else {}
+    return shown | {name: vars(segment)[name] for name, value in usual.items() if vars(segment).get(name) != value}
+
+
+def _described_medium(segment: Segment) -> str:
+    data: bytes = vars(segment)["data"]
+    try:
+        if isinstance(segment, Video):
+            frames, height, width = check_video(data)
+            return f"MP4 {width}x{height}, {frames} frames, {len(data)} bytes"
+        height, width, _ = decode_image(data).shape
+        return f"{_IMAGE_NAMES[data[:2]]} {width}x{height}, {len(data)} bytes"
+    except MediaError as e:
+        return f"{e.reason}, {len(data)} bytes"
 
 
 def documents_html(
