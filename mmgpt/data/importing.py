@@ -7,7 +7,9 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-from mmgpt.core.document import Document, Image, Text, Video
+import numpy as np
+
+from mmgpt.core.document import Action, Document, Image, Segment, Text, Video
 from mmgpt.core.log import console, printable, progress
 from mmgpt.data import sources
 from mmgpt.data.media import MediaError, check_video, decode_image
@@ -56,7 +58,9 @@ def import_dataset(
 
         seen: set[str] = set()
         checked = _checked(source.documents(path, reject), threads or min(8, os.cpu_count() or 1))
-        for document, problem in progress(checked, label=f"import {printable(out.name)}"):
+        for document, problem, left_out in progress(checked, label=f"import {printable(out.name)}"):
+            for key, reason in left_out:
+                reject(key, reason, document.place)
             if problem is None and document.key in seen:
                 problem = "duplicate key: an earlier document has it"
             try:
@@ -92,29 +96,72 @@ def _plain(document: Found) -> Document:
     return Document(key=document.key, segments=document.segments, meta=document.meta)
 
 
-def _checked(documents: Iterable[Found], threads: int) -> Iterator[tuple[Found, str | None]]:
-    """Each document with the reason why it is not accepted, or None; in order, a few decoded ahead."""
-    waiting: collections.deque[tuple[Found, Future[str | None]]] = collections.deque()
+_Checked = tuple[Found, str | None, list[tuple[str, str]]]
+"""A document, why it is not accepted or None, and key and reason of each segment that was left out of it."""
+
+
+def _checked(documents: Iterable[Found], threads: int) -> Iterator[_Checked]:
+    """Each document as it is accepted; in order, a few decoded ahead."""
+    waiting: collections.deque[Future[_Checked]] = collections.deque()
     with ThreadPoolExecutor(threads, "import") as pool:
         for document in documents:
-            waiting.append((document, pool.submit(check, document)))
+            waiting.append(pool.submit(_accept, document))
             if len(waiting) > 4 * threads:
-                found, problem = waiting.popleft()
-                yield found, problem.result()
-        for found, problem in waiting:
-            yield found, problem.result()
+                yield waiting.popleft().result()
+        for accepted in waiting:
+            yield accepted.result()
+
+
+def _accept(document: Found) -> _Checked:
+    if not document.partial:
+        return document, check(document), []
+    kept: list[Segment] = []
+    left_out = []
+    for i, segment in enumerate(document.segments):
+        problem = _fault(segment, i)
+        if problem is None:
+            kept.append(segment)
+        else:
+            left_out.append((f"{document.key}/{i}", problem))
+    whole = any(isinstance(s, Text) for s in kept) and any(isinstance(s, Image) for s in kept)
+    document = dataclasses.replace(document, segments=tuple(kept))
+    return document, None if whole else NOTHING_LEFT, left_out
+
+
+NOTHING_LEFT = "no image and text left"
+"""Why a document is refused that lost all its images, or all its texts."""
+MAX_ACTION_STEPS = 1 << 16
+MAX_ACTION_SIZE = 1 << 20
 
 
 def check(document: Document) -> str | None:
     """Why a raw document is not accepted, or None: every medium is decoded once in full."""
-    for i, segment in enumerate(document.segments):
-        try:
-            if isinstance(segment, Image):
+    faults = (_fault(segment, i) for i, segment in enumerate(document.segments))
+    return next((fault for fault in faults if fault), None)
+
+
+def _fault(segment: Segment, i: int) -> str | None:
+    try:
+        match segment:
+            case Image():
                 decode_image(segment.data or b"")
-            elif isinstance(segment, Video):
+            case Video():
                 check_video(segment.data or b"")
-            elif not isinstance(segment, Text) or segment.text is None:
-                return f"wrong type: segment {i} is not raw text, image or video"
-        except MediaError as e:
-            return f"{e} (segment {i}, {type(segment).__name__.lower()})"
+            case Action(values=np.ndarray() as values):
+                return _action_fault(values, i)
+            case Text(text=str()):
+                pass
+            case _:
+                return f"wrong type: segment {i} is not raw text, image, video or actions"
+    except MediaError as e:
+        return f"{e} (segment {i}, {type(segment).__name__.lower()})"
+    return None
+
+
+def _action_fault(values: np.ndarray, i: int) -> str | None:
+    if values.ndim != 2 or not values.size or len(values) > MAX_ACTION_STEPS or values.size > MAX_ACTION_SIZE:
+        expected = f"steps and dimensions, at most {MAX_ACTION_STEPS} and {MAX_ACTION_SIZE} numbers in all"
+        return f"wrong shape: actions {list(values.shape)} (segment {i}), expected {expected}"
+    if not np.isfinite(values).all():
+        return f"not finite: actions (segment {i}) hold NaN or infinity"
     return None

@@ -105,8 +105,8 @@ def base_name(member: Member) -> str:
 class Tars:
     """Members of the archives of a folder, found by a name and read on demand.
 
-    Holds where each member lies, not its bytes. `name` makes the name that a member is found by; of members of one
-    name the first counts, the others go to `reject`, as does what `members` does not accept.
+    Holds where each member lies, not its bytes. `name` makes the name that a member is found by. Of members of one
+    name the first counts; one of another size goes to `reject`, as does what `members` does not accept.
     """
 
     def __init__(
@@ -123,10 +123,9 @@ class Tars:
                     reject(path.stem, str(e), str(path))
 
     def _add(self, name: str, path: Path, member: Member, reject: Reject) -> None:
-        if name in self._found:
+        first = self._found.setdefault(name, (path, member.offset, member.size))
+        if first[2] != member.size:
             reject(f"{path.stem}/{member.key}", f"duplicate key: {name}", f"{path}, data at offset {member.offset}")
-        else:
-            self._found[name] = (path, member.offset, member.size)
 
     def __contains__(self, name: str) -> bool:
         return name in self._found

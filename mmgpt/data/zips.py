@@ -35,6 +35,9 @@ class Zip:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._zip.close()
 
     def members(self, suffixes: tuple[str, ...], reject: Reject) -> Iterator[zipfile.ZipInfo]:
@@ -66,6 +69,47 @@ class Zip:
                 return stream.read(info.file_size)
         except FAULTS as e:
             raise FileError("damaged archive", f"{info.filename[:200]!r}: {e}") from e
+
+
+class Zips:
+    """Members of several archives, found by the last part of their name and read on demand.
+
+    Holds where each member lies, not its bytes. Of members of one name the first counts; one of another size goes to
+    `reject`, as do broken archives and what `Zip.members` does not accept.
+    """
+
+    def __init__(self, paths: list[Path], suffixes: tuple[str, ...], reject: Reject) -> None:
+        self._found: dict[str, tuple[Path, zipfile.ZipInfo]] = {}
+        self._open: Zip | None = None
+        for path in paths:
+            try:
+                with Zip(path) as archive:
+                    for info in archive.members(suffixes, reject):
+                        name = PurePosixPath(info.filename).name
+                        if self._found.setdefault(name, (path, info))[1].file_size != info.file_size:
+                            place = f"{path}, {info.filename[:200]!r} at offset {info.header_offset}"
+                            reject(f"{path.stem}/{info.filename[:200]}", f"duplicate key: {name}", place)
+            except FileError as e:
+                reject(path.stem, str(e), str(path))
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._found
+
+    def read(self, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
+        """The bytes of a member. Raises FileError "missing file" for an unknown name, otherwise like `Zip.read`."""
+        if name not in self._found:
+            raise FileError("missing file", name[:200])
+        path, info = self._found[name]
+        if self._open is None or self._open.path != path:
+            self.close()
+            self._open = Zip(path)
+        return self._open.read(info, max_bytes)
+
+    def close(self) -> None:
+        """Closes the archive that was read last."""
+        if self._open is not None:
+            self._open.close()
+            self._open = None
 
 
 FAULTS = (zipfile.BadZipFile, zlib.error, OSError, EOFError, RuntimeError, NotImplementedError)

@@ -23,9 +23,14 @@ class SourceError(UserError, ValueError):
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Found(Document):
-    """A document and the file, line or offset where it was found."""
+    """A document and the file, line or offset where it was found.
+
+    Of a `partial` one, images that do not decode are left out and listed one by one; it stays while an image and a
+    text are left. Any other document is refused with its first fault.
+    """
 
     place: str
+    partial: bool = False
 
 
 class Source(Protocol):
