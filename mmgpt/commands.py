@@ -150,9 +150,15 @@ def tokenize_data(
     text: Path,
     vision: Path,
     out: Path,
+    actions: Path | None = None,
     area: int = 512 * 512,
     fps: float | None = None,
     batch: int = 64,
+    threads: int = 0,
+    share: str = "0/1",
+    engine: Literal["process", "ray"] = "process",
+    workers: int = 0,
+    ray_address: str | None = None,
 ) -> None:
     """Turns raw datasets into ids and code grids, one folder each below `out`; run again, it goes on.
 
@@ -161,20 +167,35 @@ def tokenize_data(
         text: text tokenizer file.
         vision: run folder of the image tokenizer.
         out: folder that receives one dataset for each.
+        actions: tokenizer file for robot actions; without it documents that hold them are rejected.
         area: pixels of an image at most.
         fps: frames a second to sample clips at; by default all frames.
         batch: images encoded at once.
+        threads: threads that decode media; by default one per CPU, at most 16.
+        share: i/n, this process does every n-th shard from the i-th on, 0/n to n-1/n together do all.
+        engine: process, or ray for workers on this machine or a cluster (needs `pip install 'mmgpt[ray]'`).
+        workers: Ray workers; by default one for each GPU, or one.
+        ray_address: a Ray cluster to run on; by default one is started on this machine alone.
     """
     from mmgpt.data.record import Dataset
-    from mmgpt.tokenize.job import tokenize_dataset
-    from mmgpt.tokenize.vision import VisionTokenizer
-    from mmgpt.tokens.text import TextTokenizer
+    from mmgpt.tokenize.job import Order, parse_share, tokenize
+    from mmgpt.tokenize.on_ray import Files, tokenize_on_ray
 
-    names = {path: Dataset(path).name for path in datasets}
-    texts, images = TextTokenizer.load(text), VisionTokenizer.load(vision)
-    for path, name in names.items():
-        done = tokenize_dataset(path, out / name, text=texts, image=images, area=area, fps=fps, batch=batch)
-        console.print(f"{out / name}: {done}")
+    if engine != "ray" and (ray_address is not None or workers):
+        raise ConfigError("--ray-address and --workers are of --engine ray; add that, or leave them out.")
+    folders = {path: out / Dataset(path).name for path in datasets}
+    order = Order(folders=folders, area=area, fps=fps, share=parse_share(share))
+    files = Files(text=text, vision=vision, actions=actions, batch=batch)
+    if engine == "ray":
+        done = tokenize_on_ray(order, files, threads=threads, workers=workers, address=ray_address)
+    else:
+        done = tokenize(order, files.load(), threads)
+    for each in done:
+        state = "" if each.complete else "; not complete, other processes have shards to write"
+        console.print(
+            f"{each.directory}: {each.documents} documents, {each.rejected} rejected, {each.written} of "
+            f"{each.shards} shards written now{state}"
+        )
 
 
 def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -14,6 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -31,6 +32,9 @@ PLAIN_WIDTH = 200
 """Columns of a log file, which has no width of its own."""
 PROGRESS_SECONDS = 10.0
 """Time between progress lines when the console is not a terminal."""
+
+RATE_SECONDS = 600.0
+"""Time over which a bar's estimate of the end looks back: a step may be a shard that takes minutes."""
 
 T = TypeVar("T")
 
@@ -65,25 +69,51 @@ def progress(items: Iterable[T], *, total: int | None = None, label: str = "") -
     """Yields the items with a bar on a terminal, and with a line every ten seconds and at the end elsewhere."""
     if total is None and isinstance(items, Sized):
         total = len(items)
-    return _bar(items, total, label) if console.is_terminal else _lines(items, total, label)
+    with counter(total, label=label) as advance:
+        for item in items:
+            yield item
+            advance(1)
 
 
-def _bar(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
+@contextlib.contextmanager
+def counter(total: int | None, *, label: str = "", done: int = 0) -> Iterator[Callable[[int], None]]:
+    """Shows how much is done as `progress` does; what it gives adds to that. `done` is of an earlier process."""
+    show = _bar if console.is_terminal else _lines
+    with show(total, label, done) as advance:
+        yield advance
+
+
+@contextlib.contextmanager
+def _bar(total: int | None, label: str, done: int) -> Iterator[Callable[[int], None]]:
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(TextColumn("{task.description}", markup=False), *columns, console=console) as bar:
-        yield from bar.track(items, total=total, description=label)
+    text = TextColumn("{task.description}", markup=False)
+    with Progress(text, *columns, console=console, speed_estimate_period=RATE_SECONDS) as bar:
+        task = bar.add_task(label, total=total, completed=done)
+        yield lambda count: bar.advance(task, count)
 
 
-def _lines(items: Iterable[T], total: int | None, label: str) -> Iterator[T]:
+@contextlib.contextmanager
+def _lines(total: int | None, label: str, done: int) -> Iterator[Callable[[int], None]]:
     of = "" if total is None else f"/{total}"
     start = said = time.monotonic()
-    done = 0
-    for done, item in enumerate(items, 1):
-        yield item
+    now_done = done
+
+    def advance(count: int) -> None:
+        nonlocal now_done, said
+        now_done += count
         if (now := time.monotonic()) - said >= PROGRESS_SECONDS:
             said = now
-            console.print(f"{label}: {done}{of}, {done / (now - start):.3g}/s")
-    console.print(f"{label}: {done}{of} in {time.monotonic() - start:.1f} s")
+            rate = (now_done - done) / (now - start)
+            left = f", {_duration((total - now_done) / rate)} left" if total and rate > 0 else ""
+            console.print(f"{label}: {now_done}{of}, {rate:.3g}/s{left}")
+
+    yield advance
+    console.print(f"{label}: {now_done}{of} in {time.monotonic() - start:.1f} s")
+
+
+def _duration(seconds: float) -> str:
+    """`3:05:20`, and `2 days, 3:05:20`."""
+    return str(timedelta(seconds=round(max(0.0, seconds))))
 
 
 def check_writable(path: Path) -> None:

@@ -5,7 +5,7 @@ Names and paths never reach a decoder: FFmpeg opens local files and URLs when te
 
 import io
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from fractions import Fraction
 from typing import Any, Self
 
@@ -103,12 +103,18 @@ def _as_rgb(image: PIL.Image.Image) -> np.ndarray:
 
 
 def decode_video(
-    data: bytes, *, fps: float | None = None, max_frames: int = 256, max_pixels: int = MAX_FRAME_PIXELS
+    data: bytes,
+    *,
+    fps: float | None = None,
+    max_frames: int = 256,
+    max_pixels: int = MAX_FRAME_PIXELS,
+    size: Callable[[int, int], tuple[int, int]] | None = None,
 ) -> tuple[np.ndarray, float]:
     """The first frames of an MP4 clip as uint8 [T, H, W, 3] and their rate in frames per second.
 
     With `fps` below the clip's rate, frame k is the one shown k / fps seconds after the first; a higher `fps`
-    keeps the clip's own rate. At most `max_frames` are read.
+    keeps the clip's own rate. At most `max_frames` are read. `size` gives the height and width to bring frames to by
+    their own: frame by frame, since a clip of full size may be too large to hold.
     Raises MediaError: "empty", "not a video", "no frames", "too many pixels" (from the header), "corrupt".
     """
     with _Clip(data, max_pixels) as clip:
@@ -116,7 +122,8 @@ def decode_video(
         shown = _resample(clip.frames(), fps, 1 / clip.fps) if thin and fps else (frame for _, frame in clip.frames())
         frames = []
         for frame in shown:
-            frames.append(frame.to_ndarray(format="rgb24"))
+            pixels = frame.to_ndarray(format="rgb24")
+            frames.append(pixels if size is None else resize(pixels, *size(*pixels.shape[:2])))
             if len(frames) == max_frames:
                 break
         return np.stack(frames), fps if thin and fps else clip.fps

@@ -13,6 +13,7 @@ import errno
 import hashlib
 import json
 import os
+import secrets
 import threading
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -82,7 +83,8 @@ class _ShardWriter:
 
     def __init__(self, path: Path, options: str) -> None:
         self.path = path
-        self._temporary = path.with_name(path.name + ".tmp")
+        # A name of its own: a writer that should be dead, or the same command twice, writes to another file.
+        self._temporary = path.with_name(f".{path.name}.{secrets.token_hex(6)}.tmp")
         self._index: list[Index] = []
         with self._cleaning():
             self._writer = ArrayRecordWriter(str(self._temporary), options)

@@ -52,9 +52,9 @@ class VisionTokenizer:
         self._draw = self._jitted(lambda model, frames: _to_uint8(model.draw(*jnp.split(frames, 2, axis=-1))))
 
     @classmethod
-    def load(cls, folder: Path) -> "VisionTokenizer":
+    def load(cls, folder: Path, batch: int = 64) -> "VisionTokenizer":
         """Opens a run folder or a Hugging Face folder; its errors say what is missing."""
-        return cls(open_folder(folder, part="vision"))
+        return cls(open_folder(folder, part="vision"), batch)
 
     def encode(self, images_BHWC: np.ndarray) -> np.ndarray:
         """Codes `[B, h, w, C] int32` of uint8 images `[B, H, W, 3]` whose sides are multiples of `patch`."""
@@ -106,34 +106,37 @@ class VisionTokenizer:
         """Pixels of a picture by its codes `[..., h, w, C]`."""
         return codes.shape[-3] * codes.shape[-2] * self.patch**2
 
-    def _jitted(self, function: Callable[[Any, jax.Array], jax.Array]) -> Callable[[np.ndarray], np.ndarray]:
+    def _jitted(self, function: Callable[[Any, jax.Array], jax.Array]) -> Callable[[np.ndarray], jax.Array]:
         """A function of the model, compiled; rows of its argument lie on the devices in equal parts."""
         merge = self._opened.built.structure.merge
         jitted = jax.jit(lambda params, variables, x: function(merge(params, variables), x))
 
-        def call(rows: np.ndarray) -> np.ndarray:
+        def call(rows: np.ndarray) -> jax.Array:
             axes = "batch height width channels" if rows.ndim == 4 else "batch time height width channels"
             placed = jax.device_put(rows, rules.sharding(axes, rules.ACT))
-            return np.asarray(jitted(self._opened.params, self._opened.variables, placed))
+            return jitted(self._opened.params, self._opened.variables, placed)
 
         return call
 
-    def _batched(self, function: Callable[[np.ndarray], np.ndarray], items: np.ndarray, pixels: int) -> np.ndarray:
-        """All items by full batches; each stands for so many `pixels`."""
+    def _batched(self, function: Callable[[np.ndarray], jax.Array], items: np.ndarray, pixels: int) -> np.ndarray:
+        """All items by full batches, one compiled shape; each stands for so many `pixels`."""
         size = max(1, min(self._batch, PIXELS // pixels))
         size += -size % self._ways
-        out = []
+        out: list[np.ndarray] = []
+        begun: jax.Array | None = None
         with jax.set_mesh(self._opened.built.mesh):
             for first in range(0, len(items), size):
                 part = items[first : first + size]
-                padded = np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)])
-                out.append(function(padded)[: len(part)])
-        return np.concatenate(out)
+                before, begun = begun, function(np.concatenate([part, np.repeat(part[-1:], size - len(part), axis=0)]))
+                if before is not None:  # fetched while the device works on the next batch
+                    out.append(np.asarray(before))
+            out.append(np.asarray(begun))
+        return np.concatenate(out)[: len(items)]
 
-    def _alone(self, function: Callable[[np.ndarray], np.ndarray], clip: np.ndarray) -> np.ndarray:
+    def _alone(self, function: Callable[[np.ndarray], jax.Array], clip: np.ndarray) -> np.ndarray:
         """A function of clips on a single one, which every device works out."""
         with jax.set_mesh(self._opened.built.mesh):
-            return function(np.repeat(clip[None], self._ways, axis=0))[0]
+            return np.asarray(function(np.repeat(clip[None], self._ways, axis=0)))[0]
 
 
 def _windows(parts: Iterable[np.ndarray], size: int, past: int) -> Iterator[tuple[np.ndarray, int, int]]:

@@ -265,9 +265,10 @@ def test_an_exception_leaves_the_rejects_only(tmp_path: Path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs the device that is always full")
-def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path):
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     path = tmp_path / record.shard_name(0)
-    path.with_name(path.name + ".tmp").symlink_to("/dev/full")
+    monkeypatch.setattr(record.secrets, "token_hex", lambda size: "0")
+    path.with_name(f".{path.name}.0.tmp").symlink_to("/dev/full")
     with pytest.raises(DatasetError, match="disk is full"):
         record.write_shard(path, [example(i) for i in range(50)])
     assert os.listdir(tmp_path) == []

@@ -6,16 +6,18 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mmgpt.core.document import Action, Document, Image, Text, Video
-from mmgpt.data.media import decode_image, encode_mp4, encode_png
+from mmgpt.data.media import MediaError, decode_image, encode_mp4, encode_png
 from mmgpt.data.record import Dataset, DatasetError, Writer
-from mmgpt.tokenize import job
-from mmgpt.tokenize.job import JobError, tokenize_dataset
+from mmgpt.tokenize import job, work
+from mmgpt.tokenize.job import JobError, Order, parse_share, tokenize
+from mmgpt.tokenize.tokenizers import Tokenizers
 from mmgpt.tokens.text import TextTokenizer
 
 
@@ -86,8 +88,10 @@ def source(tmp_path_factory) -> Path:
     return write(tmp_path_factory.mktemp("data") / "raw", documents)
 
 
-def run(source: Path, out: Path, image: Means | None = None, **options) -> job.Tokenised:
-    return tokenize_dataset(source, out, text=Bytes(), image=image or Means(), **{"area": 256, "batch": 8, **options})
+def run(source: Path, out: Path, image: Means | None = None, threads: int = 2, **options) -> job.Tokenised:
+    tokenizers = Tokenizers(text=Bytes(), image=image or Means())
+    (done,) = tokenize(Order(folders={source: out}, **{"area": 256, **options}), tokenizers, threads)
+    return done
 
 
 def contents(directory: Path) -> dict[str, str]:
@@ -130,21 +134,71 @@ def test_rejects_are_kept_with_reasons(source, tmp_path):
     assert "no tokenizer for action" in lines[1]["reason"] and Dataset(tmp_path / "out").manifest["rejected"] == 2
 
 
-def test_pictures_are_encoded_in_full_batches_of_one_size(source, tmp_path):
+def test_pictures_of_one_size_are_encoded_together(source, tmp_path):
     image = Means()
     run(source, tmp_path / "out", image)
-    assert {shape[0] for shape in image.shapes} == {8}
-    assert len({shape[1:] for shape in image.shapes}) == 2  # 16x16, as the probe is, and 12x20
-    assert len(image.shapes) == 1 + sum(-(-n // 8) for n in (9, 3, 9, 3, 10, 4, 5, 1))  # the probe; two sizes a shard
+    (probe, *shapes) = image.shapes
+    assert probe == (1, 16, 16, 3)
+    assert [shape[0] for shape in shapes] == [9, 2, 9, 4, 10, 3, 5, 2]  # two sizes, 16x16 and 12x20, a shard
 
 
-def test_windows_and_batch_sizes_never_change_the_codes(source, tmp_path, expected, monkeypatch):
-    monkeypatch.setattr(job, "WINDOW_DOCUMENTS", 3)
-    run(source, tmp_path / "small")
+def test_windows_and_threads_never_change_the_codes(source, tmp_path, expected, monkeypatch):
+    monkeypatch.setattr(work, "WINDOW_DOCUMENTS", 3)
+    run(source, tmp_path / "small", threads=1)
     assert contents(tmp_path / "small") == expected
-    monkeypatch.setattr(job, "WINDOW_PIXELS", 1)
-    run(source, tmp_path / "pixels", batch=1)
+    monkeypatch.setattr(work, "WINDOW_PIXELS", 1)
+    run(source, tmp_path / "pixels", threads=7)
     assert contents(tmp_path / "pixels") == expected
+
+
+def test_the_next_window_is_decoded_while_one_is_encoded_and_little_beyond(tmp_path, monkeypatch):
+    """Also over the end of a shard."""
+    monkeypatch.setattr(work, "WINDOW_DOCUMENTS", 4)
+    documents = [Document(key=f"d{i}", segments=(Image(data=png(i)),)) for i in range(24)]
+    source = write(tmp_path / "raw", documents, per_shard=12)
+    decoded: list[bytes] = []
+    real = work.decode_image
+    monkeypatch.setattr(work, "decode_image", lambda data: (decoded.append(data), real(data))[1])
+
+    class Waits(Means):
+        """Each call encodes a window; it ends once the next one is decoded."""
+
+        def encode(self, images: np.ndarray) -> np.ndarray:
+            windows = len(self.shapes)  # begun, as the first call is the probe
+            patience = 1000
+            while windows and len(decoded) < min(24, 4 * (windows + 1)) and patience:
+                time.sleep(0.01)
+                patience -= 1
+            assert patience and len(decoded) <= 4 * (windows + 1) + 2 * 2
+            return super().encode(images)
+
+    assert run(source, tmp_path / "out", Waits(), threads=2).complete
+
+
+@pytest.mark.parametrize("error", [MediaError("corrupt", "x"), ValueError("x")])
+def test_what_fails_in_a_thread_rejects_its_document_alone(source, tmp_path, monkeypatch, error):
+    bad = raw(35)[20].segments[1].data
+    real = work.decode_image
+
+    def decode(data: bytes) -> np.ndarray:
+        if data == bad:
+            raise error
+        return real(data)
+
+    monkeypatch.setattr(work, "decode_image", decode)
+    assert run(source, tmp_path / "out", threads=4).rejected == 3
+    lines = [json.loads(line) for line in (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()]
+    assert lines[2] == {"key": "d20", "reason": str(error), "place": "raw, document 20"}
+
+
+def test_a_fault_in_a_thread_ends_the_job_and_names_the_document(source, tmp_path, monkeypatch):
+    def decode(data: bytes) -> np.ndarray:
+        raise KeyError("a bug")
+
+    monkeypatch.setattr(work, "decode_image", decode)
+    with pytest.raises(KeyError) as raised:
+        run(source, tmp_path / "out")
+    assert raised.value.__notes__ == [f"{source}, document 0"]
 
 
 def test_clips_become_grids_of_frames(tmp_path):
@@ -179,7 +233,7 @@ case.run(pathlib.Path(sys.argv[2]), pathlib.Path(sys.argv[3]), case.Means(stop_a
 """
 
 
-@pytest.mark.parametrize("call", [7, 12])
+@pytest.mark.parametrize("call", [5, 8])
 def test_a_killed_job_goes_on_to_the_same_bytes(source, tmp_path, expected, call):
     out = tmp_path / "out"
     arguments = [__file__, str(source), str(out), str(call)]
@@ -201,19 +255,68 @@ def test_only_what_is_missing_is_done_again(source, tmp_path, expected):
     out = tmp_path / "out"
     run(source, out)
     assert run(source, out).written == 0
+    (out / "shard-00000.array_record.npz").unlink()
     (out / "shard-00001.array_record.done").unlink()  # killed between the shard and its marker
-    (out / "shard-00002.array_record.tmp").write_bytes(b"half")  # killed inside a shard
     (out / "shard-00002.array_record").unlink()
-    with open(out / "shard-00003.array_record", "r+b") as file:  # a bit that rotted
-        file.seek(30)
-        file.write(bytes([255 ^ file.read(1)[0]]))
+    with open(out / "shard-00003.array_record", "ab") as file:
+        file.write(b"more")
     (out / "manifest.json").unlink()
-    assert run(source, out).written == 3
+    again = run(source, out)
+    assert (again.written, again.documents, again.rejected) == (4, 33, 2)
     assert contents(out) == expected
+
+
+def test_a_finished_shard_is_never_read_again(source, tmp_path, expected):
+    """Its marker says all: a job of many terabytes starts at once, and a rotten bit is for `Dataset.verify`."""
+    out = tmp_path / "out"
+    run(source, out)
+    shard = out / "shard-00003.array_record"
+    whole = shard.read_bytes()
+    shard.write_bytes(bytes(len(whole)))
+    (out / "manifest.json").unlink()
+    assert run(source, out).written == 0
+    with pytest.raises(DatasetError, match="hash differs"):
+        Dataset(out).verify()
+    shard.write_bytes(whole)
+    Dataset(out).verify()
+    assert contents(out) == expected
+
+
+def test_what_a_killed_writer_left_is_removed(source, tmp_path, expected):
+    """But not what another process of the same folder may be writing."""
+    out = tmp_path / "out"
+    out.mkdir()
+    left = [f".shard-0000{i}.array_record{part}.0123-4567ab.tmp" for i in (0, 1) for part in ("", ".done", ".npz")]
+    left += [".manifest.json.12-34.tmp", ".rejects.jsonl.12-34.tmp"]
+    for name in left:
+        (out / name).write_bytes(b"half")
+    run(source, out, share=(1, 2))
+    assert {p.name for p in out.glob(".*")} == {name for name in left if "shard-00001" not in name}
+    run(source, out)
+    assert contents(out) == expected
+
+
+def test_a_damaged_index_of_a_shard_is_told(source, tmp_path):
+    out = tmp_path / "out"
+    run(source, out)
+    for damaged in (b"PK\3\4", (out / "shard-00003.array_record.npz").read_bytes()):
+        (out / "shard-00002.array_record.npz").write_bytes(damaged)
+        with pytest.raises(JobError, match=r"shard-00002.array_record.npz and run the job again"):
+            run(source, out)
+
+
+@pytest.mark.parametrize("damage", [b"", b"[]", b"{", b'{"settings": 3}'])
+def test_a_damaged_marker_is_no_marker(source, tmp_path, expected, damage):
+    out = tmp_path / "out"
+    run(source, out)
+    marker = out / "shard-00002.array_record.done"
+    marker.write_bytes(damage or marker.read_bytes().replace(b"sha256", b"sha257"))
+    assert run(source, out).written == 1 and contents(out) == expected
 
 
 def test_shares_make_one_dataset(source, tmp_path, expected):
     out = tmp_path / "out"
+    assert parse_share("1/2") == (1, 2)
     first = run(source, out, share=(1, 2))
     assert (first.written, first.complete) == (2, False)
     with pytest.raises(DatasetError):
@@ -247,3 +350,9 @@ def test_wrong_folders_are_told(source, tmp_path):
         run(source, tmp_path / "out", share=(2, 2))
     with pytest.raises(JobError, match="the source itself"):
         run(source, source)
+    for share in ("", "1", "1/", "a/2", "-1/2", "1/2/3"):
+        with pytest.raises(JobError, match="is not i/n"):
+            parse_share(share)
+    two = {source: tmp_path / "out", tmp_path: tmp_path / "out"}
+    with pytest.raises(JobError, match="one name"):
+        tokenize(Order(folders=two, area=256), Tokenizers(text=Bytes(), image=Means()))
