@@ -4,6 +4,7 @@ import os
 import re
 import stat
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 from mmgpt.core.errors import UserError
 
@@ -32,18 +33,29 @@ def check_relative(name: str) -> str:
 def read_inside(root: Path, name: str, max_bytes: int = MAX_FILE_BYTES) -> bytes:
     """The bytes of a regular file below `root`.
 
-    Raises FileError: "unsafe path", "missing file", "link out of the folder", "not a regular file",
-    "too many bytes", "unreadable".
+    Raises FileError like `open_inside`, and "too many bytes".
+    """
+    with open_inside(root, name) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > max_bytes:
+            raise FileError("too many bytes", f"{size} is over the cap of {max_bytes}")
+        try:
+            return file.read()
+        except OSError as e:
+            raise FileError("unreadable", str(e)) from e
+
+
+def open_inside(root: Path, name: str) -> BinaryIO:
+    """A regular file below `root`, open for reading.
+
+    Raises FileError: "unsafe path", "missing file", "link out of the folder", "not a regular file", "unreadable".
     """
     path = os.path.join(root, check_relative(name))
     try:
         found = _stat_inside(os.fspath(root), path)  # before opening: opening a pipe waits for its writer
         if not stat.S_ISREG(found.st_mode):
             raise FileError("not a regular file")
-        if found.st_size > max_bytes:
-            raise FileError("too many bytes", f"{found.st_size} is over the cap of {max_bytes}")
-        with open(path, "rb") as file:
-            return file.read()
+        return open(path, "rb")
     except FileNotFoundError as e:
         raise FileError("missing file", name) from e
     except OSError as e:
