@@ -9,7 +9,7 @@ of each sheet in {"sb": {"0": [width, height, columns, rows, count, type]}}. The
 
 Thumbnail k is an image at k x interval seconds, subtitles with no thumbnail between them are one text at the first
 one's start; at the same time the image comes first. Thumbnails become JPEG: the sheets have lost what it loses, and PNG
-takes about five times the bytes. Cells after `count` are dropped; without a count, the black ones at the end.
+takes about four times the bytes. Cells after `count` are dropped; without a count, the black ones at the end.
 """
 
 import json
