@@ -13,7 +13,16 @@ import tyro
 from rich.table import Table
 
 from mmgpt import presets
-from mmgpt.commands import convert, data_digits, data_import, data_inspect, data_shapes, tokenize_data, tokenize_text
+from mmgpt.commands import (
+    convert,
+    data_digits,
+    data_import,
+    data_inspect,
+    data_shapes,
+    tokenize_actions,
+    tokenize_data,
+    tokenize_text,
+)
 from mmgpt.core import config
 from mmgpt.core.config import Config, ConfigError, as_flags
 from mmgpt.core.errors import UserError
@@ -236,6 +245,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "data import": (_parsed(data_import, "data import"), "raw files to a record dataset"),
     "data inspect": (_parsed(data_inspect, "data inspect"), "what a dataset holds"),
     "tokenize text": (_parsed(tokenize_text, "tokenize text"), "train a text tokenizer"),
+    "tokenize actions": (_parsed(tokenize_actions, "tokenize actions"), "train a tokenizer of robot actions"),
     "tokenize data": (_parsed(tokenize_data, "tokenize data"), "raw datasets to ids and codes"),
     "convert": (_parsed(convert, "convert"), "Hugging Face folders in and out"),
     "config": (_config, "show a preset or a run's config"),

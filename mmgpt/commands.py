@@ -145,6 +145,30 @@ def tokenize_text(
     console.print(f"{out}: {trained.size} pieces")
 
 
+def tokenize_actions(
+    datasets: tyro.conf.Positional[tuple[Path, ...]],
+    out: Path,
+    size: int = 1024,
+    most: int = 20_000,
+    scale: float = 10.0,
+    overwrite: bool = False,
+) -> None:
+    """Trains a tokenizer on the robot actions of raw datasets, after FAST.
+
+    Args:
+        datasets: dataset folders, of one robot.
+        out: the JSON file to write.
+        size: tokens at most; FAST has 1024 or 2048.
+        most: documents to train on at most, taken evenly.
+        scale: steps of a quantised coefficient per half range of a dimension; more is finer and longer.
+        overwrite: replace the file.
+    """
+    from mmgpt.tokenize.actions import train_actions
+
+    trained = train_actions(list(datasets), out, size, most, scale, overwrite)
+    console.print(f"{out}: {trained.size} tokens for actions of {trained.dims} dimensions")
+
+
 def tokenize_data(
     datasets: tyro.conf.Positional[tuple[Path, ...]],
     text: Path,

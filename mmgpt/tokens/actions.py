@@ -11,6 +11,7 @@ chunk, in units of half the percentile range.
 
 import dataclasses
 import functools
+import hashlib
 import json
 import math
 from collections.abc import Iterable
@@ -23,6 +24,7 @@ import tokenizers
 from tokenizers import models, trainers
 
 from mmgpt.core.errors import UserError
+from mmgpt.core.log import write_atomic
 
 SCALE = 10.0
 """Steps per unit of the scaled actions; FAST's own."""
@@ -92,8 +94,16 @@ class ActionTokenizer:
         vocabulary = {word: i for i, word in enumerate(words)}
         return tokenizers.Tokenizer(models.BPE(vocabulary, [(words[a], words[b]) for a, b in self.merges]))
 
+    def fingerprint(self) -> str:
+        """What the tokens of actions depend on, as a hash."""
+        return hashlib.sha256(self._file.encode()).hexdigest()
+
     def save(self, path: Path) -> None:
         """Writes one JSON file."""
+        write_atomic(Path(path), self._file)
+
+    @property
+    def _file(self) -> str:
         table = {
             "format": _FORMAT,
             "scale": self.scale,
@@ -103,7 +113,7 @@ class ActionTokenizer:
             "alphabet": self.alphabet,
             "merges": self.merges,
         }
-        Path(path).write_text(json.dumps(table, separators=(",", ":")) + "\n", encoding="utf-8")
+        return json.dumps(table, separators=(",", ":")) + "\n"
 
 
 def train(chunks: Iterable[np.ndarray], size: int = 1024, scale: float = SCALE) -> ActionTokenizer:

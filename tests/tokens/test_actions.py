@@ -87,6 +87,7 @@ def test_training_twice_gives_the_same_file(trained: ActionTokenizer, tmp_path: 
 def test_a_saved_tokenizer_is_the_same(trained: ActionTokenizer, tmp_path: Path):
     trained.save(tmp_path / "a.json")
     loaded = actions.load(tmp_path / "a.json")
+    assert loaded.fingerprint() == trained.fingerprint() != actions.train(motions(50, 0), 256).fingerprint()
     for motion in motions(20, 4):
         ids = trained.encode(motion)
         assert np.array_equal(loaded.encode(motion), ids)
