@@ -19,7 +19,7 @@ from mmgpt.data.files import MAX_TEXT_BYTES, FileError, as_text, open_inside
 LINES = (".jsonl", ".jsonl.gz", ".json.gz")
 _CHUNK = 1 << 20
 _NOT_BLANK = re.compile(r"[^ \t\r\n]")
-_TOKEN = re.compile(r'"(?:[^"\\]|\\.)*+"|[{}\[\]"]|[^\s,{}\[\]"]++', re.DOTALL)
+_TOKEN = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"|[{}\[\]"]|[^\s,{}\[\]"]++', re.DOTALL)
 """A whole string, a bracket, the quote that opens a string without end, or anything else but blanks and commas."""
 
 
@@ -37,8 +37,8 @@ def files_below(path: Path, suffixes: tuple[str, ...], *, deep: bool = False) ->
     A file gives its folder and itself, so that what it names is looked for beside it.
     """
     if not path.is_dir():
-        target = path.resolve()  # a link that the user names is followed, one that the data holds is not
-        return target.parent, [target.name] if path.name.lower().endswith(suffixes) else []
+        path = path.resolve()  # a link that the user names is followed, one that the data holds is not
+        return path.parent, [path.name] if path.name.lower().endswith(suffixes) else []
     found = []
     for folder, below, names in os.walk(path):
         below[:] = sorted(n for n in below if not n.startswith(".")) if deep else []

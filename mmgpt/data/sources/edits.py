@@ -77,8 +77,8 @@ def _rows(root: Path, name: str, reject: Reject) -> Iterator[columns.Row]:
     except FileError as e:
         reject(name, str(e), str(root / name))
         return
-    others = [n for n, kind in kinds.items() if columns.is_scalar(kind) and n not in chosen]
-    yield from columns.rows(root, name, [n for n in chosen if n] + others, reject)
+    wanted = [n for n, kind in kinds.items() if n in chosen or columns.is_scalar(kind)]
+    yield from columns.rows(root, name, wanted, reject)
 
 
 def _document(item: Object | columns.Row, root: Path, reject: Reject) -> Found | None:

@@ -101,9 +101,11 @@ def test_nothing_outside_the_folder_is_read(tmp_path: Path):
 
 
 def test_a_link_that_the_user_names_is_followed(tmp_path: Path):
-    put(tmp_path, "blobs/abc.txt", "here")
-    (tmp_path / "named.txt").symlink_to("blobs/abc.txt")
-    assert shown(read("text", tmp_path / "named.txt")[0][0]) == ["here"]
+    put(tmp_path, "disk/abc.txt", "here")
+    put(tmp_path, "raw/other.txt", "there")
+    (tmp_path / "raw" / "named.txt").symlink_to("../disk/abc.txt")
+    assert shown(read("text", tmp_path / "raw" / "named.txt")[0][0]) == ["here"]
+    assert reasons(read("text", tmp_path / "raw")[1]) == {"named.txt": "link out of the folder"}
 
 
 def test_a_broken_archive_gives_what_comes_before(tmp_path: Path):
