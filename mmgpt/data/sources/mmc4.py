@@ -88,13 +88,16 @@ def _lines(shard: Path, reject: Reject) -> Iterator[tuple[int, bytes]]:
             yield from _bounded(file, shard, reject)
         return
     with Zip(shard) as archive:
-        for info in archive.members(("jsonl",), reject):
-            try:
-                with archive.open(info) as stream:
-                    yield from _bounded(stream, shard, reject)
-            except FAULTS as e:
-                raise FileError("damaged archive", f"{info.filename[:200]!r}: {e}") from e
-            break  # a published archive holds one shard; line numbers would not be unique over several
+        members = list(archive.members(("jsonl",), reject))
+        if not members:
+            raise FileError("no documents", "the archive has no .jsonl member that is read")
+        for other in members[1:]:  # a published archive holds one shard; lines of several would have the same keys
+            reject(f"{_name(shard)}/{other.filename}", "second shard in an archive: unpack it", str(shard))
+        try:
+            with archive.open(members[0]) as stream:
+                yield from _bounded(stream, shard, reject)
+        except FAULTS as e:
+            raise FileError("damaged archive", f"{members[0].filename[:200]!r}: {e}") from e
 
 
 def _bounded(file: IO[bytes], shard: Path, reject: Reject) -> Iterator[tuple[int, bytes]]:

@@ -171,7 +171,23 @@ def test_a_document_shard_that_is_a_bomb_is_refused(tmp_path: Path):
     zipped(tmp_path / "docs_shard_0_v2.jsonl.zip", {"docs_shard_0_v2.jsonl": b" " * (4 << 20)})
     documents, rejects = read("mmc4", tmp_path)
     assert len(documents) == 1
-    assert reasons(rejects) == {"docs_shard_0_v2.jsonl/docs_shard_0_v2.jsonl": "inflates out of proportion"}
+    assert reasons(rejects) == {
+        "docs_shard_0_v2.jsonl/docs_shard_0_v2.jsonl": "inflates out of proportion",
+        "docs_shard_0_v2.jsonl.zip": "no documents",
+    }
+
+
+def test_an_archive_holds_one_shard(tmp_path: Path):
+    lines = shard(item(["one"], (A, 0)))
+    put(tmp_path, {f"images/{A}": PICTURES[A]})
+    zipped(tmp_path / "docs_shard_0_v2.jsonl.zip", {"a.jsonl": lines, "b.jsonl": lines})
+    zipped(tmp_path / "docs_shard_1_v2.jsonl.zip", {"a.json": lines})
+    documents, rejects = read("mmc4", tmp_path)
+    assert [d.key for d in documents] == ["docs_shard_0_v2/1"]
+    assert reasons(rejects) == {
+        "docs_shard_0_v2/b.jsonl": "second shard in an archive",
+        "docs_shard_1_v2.jsonl.zip": "no documents",
+    }
 
 
 def test_mmc4_needs_documents(tmp_path: Path):
