@@ -32,18 +32,19 @@ def make(folder: Path) -> Path:
     run = tiny.run(folder, samples=2)
     vision = config.load(folder / "vision" / "config.json")
     assert isinstance(vision, Run)
-    _save(vision, folder / "vision", {"loss": 0.25}, {"left/psnr": 20.0})
+    save(vision, folder / "vision", {"loss": 0.25}, {"left/psnr": 20.0})
     (folder / "model").mkdir()
     (folder / "model" / "config.json").write_text(config.to_json(run))
     held_out = {"left/loss/text": 3.5, "right/loss/text": 3.0, "left/loss/image": 2.5}
     losses = {"loss": 3.0, "loss/text": 3.0, "loss/image": 2.0, "step_seconds": 0.5, "matmul_share": 0.5}
-    _save(run, folder / "model", {**losses, "flops_per_second": 1e9}, held_out)
+    save(run, folder / "model", {**losses, "flops_per_second": 1e9}, held_out)
     for task in ("label", "draw", "next_frame"):
         tiny.write(folder / "prompts" / task, [_prompt(task, i) for i in range(3)])
     return folder / "model"
 
 
-def _save(run: Run, folder: Path, train: dict[str, float], held_out: dict[str, float]) -> None:
+def save(run: Run, folder: Path, train: dict[str, float], held_out: dict[str, float]) -> None:
+    """Writes random parameters and two lines of metrics to a run folder."""
     built = build(run)
     with jax.set_mesh(built.mesh), run.checkpoint.build(folder / "checkpoints") as checkpoints:
         state = jax.jit(lambda: states.initial(built.structure, built.optimizer, run.ema is not None))()
