@@ -32,7 +32,12 @@ class Row(NamedTuple):
 def schema(root: Path, name: str) -> pyarrow.Schema:
     """The columns of a Parquet file. Raises FileError, "damaged Parquet file" for one that is none."""
     with open_inside(root, name) as file:
-        return _opened(file).schema_arrow
+        try:
+            found = _opened(file).schema_arrow
+            found.to_string()  # names that are not UTF-8 show only when they are asked for
+            return found
+        except _FAULTS as e:
+            raise e if isinstance(e, FileError) else FileError("damaged Parquet file", _first_line(e)) from e
 
 
 def rows(root: Path, name: str, columns: list[str], reject: Reject, max_bytes: int = MAX_ROW_BYTES) -> Iterator[Row]:
@@ -70,17 +75,13 @@ def _opened(file: BinaryIO) -> pyarrow.parquet.ParquetFile:
 
 
 def _batches(opened: pyarrow.parquet.ParquetFile, group: int, columns: list[str]) -> Iterator[pyarrow.RecordBatch]:
+    # Of all columns, not of those wanted: to ask for the size of one ends the process when its metadata is damaged.
     meta = opened.metadata.row_group(group)
-    size = sum(c.total_uncompressed_size for c in map(meta.column, range(meta.num_columns)) if _wanted(c, columns))
-    count = max(1, min(_BATCH_ROWS, _BATCH_BYTES * meta.num_rows // max(1, size)))
+    count = max(1, min(_BATCH_ROWS, _BATCH_BYTES * meta.num_rows // max(1, meta.total_byte_size)))
     try:
         yield from opened.iter_batches(count, row_groups=[group], columns=columns, use_threads=False)
     except _FAULTS as e:
         raise FileError("damaged row group", _first_line(e)) from e
-
-
-def _wanted(column: Any, columns: list[str]) -> bool:
-    return column.path_in_schema.partition(".")[0] in columns
 
 
 def _values(row: pyarrow.RecordBatch, max_bytes: int) -> dict[str, Any]:
@@ -144,7 +145,10 @@ def is_text(kind: pyarrow.DataType) -> bool:
 
 def is_list(kind: pyarrow.DataType) -> bool:
     """Whether a column of this type holds lists."""
-    return pyarrow.types.is_list(kind) or pyarrow.types.is_large_list(kind) or pyarrow.types.is_list_view(kind)
+    types = pyarrow.types
+    return (
+        types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind) or types.is_list_view(kind)
+    )
 
 
 def is_scalar(kind: pyarrow.DataType) -> bool:

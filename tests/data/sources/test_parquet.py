@@ -52,7 +52,8 @@ def test_pictures_with_captions(image: str, caption: str, tmp_path: Path):
 def test_a_picture_may_be_bytes_or_a_path_and_a_caption_a_list(tmp_path: Path):
     put(tmp_path, "pictures/3.png", picture(3))
     write(tmp_path / "a.parquet", {"image": [picture(1)], "captions": [["", "one", "eins", "un"]]})
-    write(tmp_path / "b.parquet", {"image": ["pictures/3.png"], "caption": ["three"]})
+    two = pyarrow.list_(pyarrow.string(), 2)
+    write(tmp_path / "b.parquet", {"image": ["pictures/3.png"], "caption": [["three", "drei"]]}, {"caption": two})
     write(
         tmp_path / "c.parquet", {"image": [{"bytes": None, "path": "pictures/3.png"}], "text": ["3"]}, {"image": CELL}
     )
@@ -229,6 +230,17 @@ def test_a_damaged_page_costs_its_row_group(tmp_path: Path):
     assert [shown(d)[0] for d in documents] == words[:10] + words[20:]
     assert [d.key for d in documents[9:11]] == ["a.parquet:10", "a.parquet:21"]
     assert reasons(rejects) == {"a.parquet:11": "damaged row group"} and "rows 11 to 20" in rejects[0][1]
+
+
+def test_names_of_columns_that_are_not_utf8(tmp_path: Path):
+    data = write(tmp_path / "a.parquet", {"text": ["one"], "namexname": [1]}, store_schema=False).read_bytes()
+    first, last = data.index(b"namexname"), data.rindex(b"namexname")
+    assert first < last, "in the schema, and in a row group, where the name of a column that is not wanted is not read"
+    for name, at in (("b", first), ("c", last)):
+        put(tmp_path, f"{name}.parquet", data[:at] + b"name\xffname" + data[at + 9 :])
+    documents, rejects = read("parquet", tmp_path)
+    assert [(d.key, shown(d)) for d in documents] == [("a.parquet:1", ["one"]), ("c.parquet:1", ["one"])]
+    assert reasons(rejects) == {"b.parquet": "damaged Parquet file"}
 
 
 def test_texts_that_are_not_utf8_and_rows_over_the_cap(tmp_path: Path):
