@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import pyarrow
+
 from mmgpt.core.document import Image
 from mmgpt.data import columns, texts
 from mmgpt.data.captions import Reject
@@ -70,7 +72,7 @@ def documents(path: Path, reject: Reject) -> Iterator[Found]:
 
 def _rows(root: Path, name: str, reject: Reject) -> Iterator[columns.Row]:
     try:
-        kinds = {field.name: field.type for field in columns.schema(root, name)}
+        kinds: dict[str, pyarrow.DataType] = {field.name: field.type for field in columns.schema(root, name)}
         chosen = [next((n for n in group if n in kinds), None) for group in (BEFORE, WORDS, AFTER)]
         if None in chosen:
             raise FileError("unknown columns", f"{', '.join(kinds)[:200]}; expected source, instruction, target")
