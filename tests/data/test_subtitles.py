@@ -42,6 +42,11 @@ def test_every_kind_gives_the_same_cues(suffix: str, text: str):
     assert parse(suffix, b"\xef\xbb\xbf" + text.encode()) == CUES
 
 
+def test_a_cue_ends_at_the_next_one_without_an_empty_line():
+    text = "00:00.500 --> 00:02.250\nhello there\n01:00:00.000 --> 01:00:01.500\nR&amp;D &lt;wins&gt;\n"
+    assert parse("vtt", text.encode()) == CUES
+
+
 def test_recognised_speech_that_rolls_over_two_lines_is_said_once():
     text = """WEBVTT
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from mmgpt.core.document import Text, Video
 from mmgpt.data.captions import Reject
-from mmgpt.data.files import FileError, check_relative, read_inside
+from mmgpt.data.files import FileError, read_inside
 from mmgpt.data.sources import Found, SourceError
 from mmgpt.data.tables import Row, rows
 
@@ -56,11 +56,9 @@ def _document(row: Row, root: Path, reject: Reject) -> Found | None:
 
 
 def _video(root: Path, id: str, page: str) -> bytes:
-    check_relative(f"{page or '.'}/{id}")
     names = [f"videos/{id}.mp4", f"{id}.mp4"]
     if page:
-        check_relative(f"{page or '.'}/{id}")
-    names = [f"videos/{page}/{id}.mp4", f"{page}/{id}.mp4", *names]
+        names = [f"videos/{page}/{id}.mp4", f"{page}/{id}.mp4", *names]
     for name in names:
         try:
             return read_inside(root, name)

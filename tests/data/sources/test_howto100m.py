@@ -133,14 +133,16 @@ def entries(path: Path) -> tuple[list[tuple[str, object]], str]:
     return found, ""
 
 
-@pytest.mark.parametrize("chunk", [1, 2, 7, 1 << 20])
+@pytest.mark.parametrize("chunk", [*range(1, 12), 1 << 20])
 def test_captions_are_the_same_in_pieces_of_any_size(tmp_path: Path, chunk: int, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(howto100m, "_CHUNK", chunk)
+    path = tmp_path / "x.json"
     value = {'é\\"{': SAID, "b": 12345, "c": [], "d": "}", "e": None}
     for text in (json.dumps(value), json.dumps(value, ensure_ascii=False, indent=3), "{}", " { } "):
-        path = tmp_path / "x.json"
         path.write_text("\ufeff" + text, encoding="utf-8")
         assert entries(path) == (list(json.loads(text).items()), "")
+    path.write_text('{"a": 12345, "b": 67890}')  # a number that a piece ends in
+    assert entries(path) == ([("a", 12345), ("b", 67890)], "")
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,8 @@ def test_cells_after_the_count_are_dropped_whatever_they_show(tmp_path: Path):
     put(board(tmp_path), {"M1.jpg": sheet([160, 170, 170, 170])})
     (document,), _ = read("storyboard", tmp_path)
     assert [part for part, _ in shown(document) if isinstance(part, int)][-2:] == [160, 170]
+    (document,), _ = read("storyboard", put(tmp_path, {"M1.jpg": sheet([160, 0, 170])}))
+    assert [part for part, _ in shown(document) if isinstance(part, int)][-2:] == [160, 0]
 
 
 def test_a_last_sheet_may_be_cut_below_its_last_row(tmp_path: Path):
@@ -133,6 +135,7 @@ def test_videos_side_by_side_as_emus_tools_write_them(tmp_path: Path):
         ({}, {"width": 1, "count": None}, "wrong size"),
         ({}, {"width": 30}, "wrong size"),
         ({}, {"height": 17}, "wrong size"),
+        ({"M0.jpg": sheet([100, 110, 120], rows=1)}, {"count": None}, "wrong size"),
         ({}, {"interval": None}, "no interval"),
         ({}, {"interval": 0}, "no interval"),
         ({"M0.jpg": b"<html>"}, {}, "not an image"),
