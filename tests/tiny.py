@@ -14,7 +14,7 @@ from mmgpt.core.stream import Batch, Stream, packed_causal
 from mmgpt.data.images import ImageRows, Pictures
 from mmgpt.data.loader import PackedRows
 from mmgpt.data.mixture import Source
-from mmgpt.data.pack import assemble
+from mmgpt.data.row import assemble
 from mmgpt.data.record import Writer
 from mmgpt.models.decoder import Decoder
 from mmgpt.models.gain_shape_vq import GainShapeVQ

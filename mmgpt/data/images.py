@@ -4,7 +4,6 @@ Which picture a row holds is a pure function of (seed, row): sources take turns 
 each source is permuted anew in every epoch.
 """
 
-import functools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +13,11 @@ import numpy as np
 from mmgpt.core import config
 from mmgpt.core.document import KINDS, Image, Video
 from mmgpt.core.stream import Batch, Stream
-from mmgpt.data import mixture
-from mmgpt.data.loader import Cache, LoaderError, Rejects, RowsConfig, read_ahead
+from mmgpt.data.loader import REJECTS, RowsConfig
 from mmgpt.data.media import decode_image, decode_video, resize
+from mmgpt.data.reading import Cache, LoaderError, Rejects, read_ahead
 from mmgpt.data.record import Dataset
+from mmgpt.data.shuffle import is_held_out, key, permuted, uniform
 from mmgpt.tokens.grammars.grammar import Grammar
 
 PATTERN = 1000
@@ -45,7 +45,7 @@ class Pictures:
             raise LoaderError(
                 f"source {self.name} ({config.path}): holds codes, expected pixels. Name the raw dataset."
             )
-        away = mixture.is_held_out(self.name, len(self.dataset), held_out)[self.document(pictures)]
+        away = is_held_out(self.name, self.document(pictures), held_out)
         self.training, self.held_out = pictures[~away], pictures[away]
         if not len(self.training):
             raise LoaderError(f"source {self.name} ({config.path}): no picture to train on, found {len(pictures)}.")
@@ -114,12 +114,14 @@ class ImageRows:
         cache_bytes: int = 256 << 20  # decoded pictures that are kept in memory
         threads: int = 2
         prefetch: int = 8  # batches
+        workers: int = 0  # processes that load; 0 loads in this one
+        max_rejected: float = 0.1  # share of samples that may fail to load before the run ends
 
-        def build(self, grammar: Grammar | None, *, seed: int, rows: int, rejects: Path | None) -> "ImageRows":
+        def build(self, grammar: Grammar | None, *, seed: int, rows: int, folder: Path | None) -> "ImageRows":
             """The loader of the first `rows` rows; the grammar is not used. Raises LoaderError, DatasetError."""
-            return ImageRows(self, seed=seed, rows=rows, rejects=rejects)
+            return ImageRows(self, seed=seed, rows=rows, folder=folder)
 
-    def __init__(self, config: Config, *, seed: int, rows: int, rejects: Path | None) -> None:
+    def __init__(self, config: Config, *, seed: int, rows: int, folder: Path | None) -> None:
         if not config.sources:
             raise LoaderError("image rows need at least one source, found none. Name one in `sources`.")
         self.batch_rows, self._config, self._seed, self._rows = config.batch_rows, config, seed, rows
@@ -127,8 +129,8 @@ class ImageRows:
         if len(set(self.sources)) < len(self._pictures):
             raise LoaderError(f"sources {', '.join(self.sources)}: two datasets have one name; name one otherwise.")
         self._turns = Turns([source.weight for source in config.sources])
-        self._rejects, self._cache = Rejects(rejects), Cache(config.cache_bytes)
-        self._order = functools.lru_cache(maxsize=2 * len(self._pictures))(self._permuted)
+        self._rejects = Rejects(None if folder is None else folder / REJECTS, config.max_rejected)
+        self._cache = Cache(config.cache_bytes)
 
     @property
     def sources(self) -> tuple[str, ...]:
@@ -147,6 +149,7 @@ class ImageRows:
             shard=shard,
             threads=self._config.threads,
             prefetch=self._config.prefetch,
+            workers=self._config.workers,
         )
         return map(_batch, arrays)
 
@@ -158,7 +161,7 @@ class ImageRows:
         segments = self._pictures[number].held_out[: count * self.batch_rows].tolist()
         if not segments:
             raise LoaderError(f"source {name} has no held-out picture: held_out is {self._config.held_out}; raise it.")
-        family = mixture.key("held-out frame", name)
+        family = key("held-out frame", name)
         rows = [self._picture(number, segment, row, family) for row, segment in enumerate(segments)]
         rows += [self._blank(-1)] * (-len(rows) % self.batch_rows)
         parts = [rows[i : i + self.batch_rows] for i in range(0, len(rows), self.batch_rows)]
@@ -182,15 +185,13 @@ class ImageRows:
         """Lets go of what is kept in memory; the loader is not used again."""
         self._cache = Cache(0)
 
-    def _permuted(self, source: int, epoch: int) -> np.ndarray:
-        pictures = self._pictures[source]
-        return mixture.permutation(self._seed, pictures.name, epoch, pictures.training)
-
     def _row(self, row: int) -> dict[str, np.ndarray]:
         source, drawn = self._turns[row]
-        epoch, place = divmod(drawn, len(self._pictures[source].training))
-        family = mixture.key(self._seed, "frame", self._pictures[source].name)
-        return self._picture(source, int(self._order(source, epoch)[place]), row, family)
+        pictures = self._pictures[source]
+        epoch, place = divmod(drawn, len(pictures.training))
+        order = key(self._seed, "order", pictures.name, epoch)
+        segment = pictures.training[permuted(order, len(pictures.training), np.asarray([place]))[0]]
+        return self._picture(source, int(segment), row, key(self._seed, "frame", pictures.name))
 
     def _picture(self, source: int, segment: int, row: int, family: int) -> dict[str, np.ndarray]:
         """A row: the picture, or the frame of a clip that the draws of `family` choose."""
@@ -205,7 +206,7 @@ class ImageRows:
             self._rejects.add(f"{pictures.name}:{document}", str(e), place)
             return self._blank(row)
         self._rejects.passed()
-        which = mixture.uniform(family, np.asarray([row]))[0]
+        which = uniform(family, np.asarray([row]))[0]
         return self._blank(row) | {
             "feats": frames[int(which * len(frames))].astype(np.float32) / 127.5 - 1,
             "weight": np.ones(1, np.float32),

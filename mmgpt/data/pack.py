@@ -1,33 +1,41 @@
 """The pack plan, which documents go into which row, and the assembly of one row.
 
-A plan is made by best fit: each document goes into the open row that it fills best. When a new row is needed while
-`OPEN_ROWS` are open, the fullest closes, or the oldest once `MAX_AGE` rows have opened after it. Rows are numbered as
-they close, so the first R rows are the same however many are asked for.
+A plan is made a window of rows at a time. The window takes a little more documents than it has room for, and in each
+round every row takes the longest waiting document that it still has room for, fullest rows last; what is left waits
+for the next window. All of it is sorting and searching of integers: the same plan on every host, at millions of
+documents a second. Windows start at fixed rows, so the first R rows are the same however many are asked for.
 """
 
-import bisect
+import contextlib
 import dataclasses
-import itertools
+import hashlib
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from mmgpt.core.errors import UserError
+from mmgpt.core.log import write_json
 from mmgpt.data import mixture
 from mmgpt.data.mixture import Draws, Source
-from mmgpt.tokens.grammars.grammar import Tokens
+from mmgpt.data.shuffle import counter_hash, key
 
-OPEN_ROWS = 64
-MAX_AGE = 4 * OPEN_ROWS
-"""Rows that may open after a row before that row closes, full or not."""
+WINDOW_TOKENS = 1 << 22
+WINDOW_ROWS = (16, 512)
+"""Rows are planned together by so many tokens, within these bounds: more of them fill better and mix documents more."""
+SURPLUS = 1 / 32
+"""Tokens a window has to choose from beyond its room."""
+MAX_AGE = 4
+"""Windows that a document waits before it goes first."""
 
-_ROW_BITS = 32  # room << 32 | row number: one integer that sorts by room first
-_ROW = (1 << _ROW_BITS) - 1
+_FILES = ("source", "document", "epoch", "flags", "part", "length")
+VERSION = 1
+"""Of the algorithm: a plan is a pure function of its inputs and of this number."""
 
 
 class PlanError(UserError, ValueError):
@@ -39,7 +47,8 @@ class Plan:
     """R packed rows: row r holds `draws[row_offset[r]:row_offset[r + 1]]`, in that order.
 
     `sources`: names by number in `draws.source`; a changed mixture adds its sources anew, so a name may occur twice.
-    `rejected`: source -> reason -> documents that no row holds.
+    `rejected`: source -> reason -> documents that no row holds. `held_out`: source -> documents kept from training.
+    `used`: source -> its tokens, documents and epochs in these rows. `directory`: where the arrays are mapped from.
     """
 
     row_length: int
@@ -47,6 +56,13 @@ class Plan:
     draws: Draws
     sources: tuple[str, ...]
     rejected: dict[str, dict[str, int]]
+    held_out: dict[str, int]
+    used: dict[str, dict[str, int]]
+    directory: Path | None = None
+
+    def __reduce__(self) -> Any:
+        """A plan on disk goes to another process as its folder."""
+        return super().__reduce__() if self.directory is None else (load, (self.directory,))
 
     def __len__(self) -> int:
         return len(self.row_offset) - 1
@@ -55,98 +71,195 @@ class Plan:
         """What one row holds."""
         return self.draws.take(slice(int(self.row_offset[row]), int(self.row_offset[row + 1])))
 
-    def summary(self) -> dict[str, object]:
+    def summary(self) -> dict[str, Any]:
         """Rows, fill, and by source the tokens, documents and last epoch; plain values."""
-        by_source: dict[str, dict[str, int]] = {}
-        for number, name in enumerate(self.sources):
-            mine = self.draws.source == number
-            entry = by_source.setdefault(name, {"tokens": 0, "documents": 0, "epochs": 0})
-            entry["tokens"] += int(self.draws.length[mine].sum())
-            entry["documents"] += int(mine.sum())
-            entry["epochs"] = max(entry["epochs"], int(self.draws.epoch[mine].max(initial=-1)) + 1)
-        fill = int(self.draws.length.sum(dtype=np.int64)) / max(1, len(self) * self.row_length)
-        return {"rows": len(self), "fill": fill, "sources": by_source, "rejected": self.rejected}
-
-    def save(self, directory: Path) -> None:
-        """Writes the plan as a new folder of .npy files; it appears whole or not at all."""
-        if directory.exists():
-            raise PlanError(f"{directory}: exists already. Remove it or name another folder for the plan.")
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-        try:
-            np.save(temporary / "row_offset.npy", self.row_offset)
-            for field in dataclasses.fields(Draws):
-                np.save(temporary / f"{field.name}.npy", getattr(self.draws, field.name))
-            meta = {"row_length": self.row_length, "sources": self.sources, "rejected": self.rejected}
-            (temporary / "plan.json").write_text(json.dumps(meta))
-            os.rename(temporary, directory)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-
-    @classmethod
-    def load(cls, directory: Path) -> "Plan":
-        """A saved plan, its arrays memory-mapped."""
-        try:
-            meta = json.loads((directory / "plan.json").read_text())
-            arrays = {f.name: _mapped(directory / f"{f.name}.npy") for f in dataclasses.fields(Draws)}
-            return cls(
-                row_length=meta["row_length"],
-                row_offset=_mapped(directory / "row_offset.npy"),
-                draws=Draws(**arrays),
-                sources=tuple(meta["sources"]),
-                rejected=meta["rejected"],
-            )
-        except (OSError, EOFError, KeyError, ValueError) as e:  # EOFError: an empty .npy file
-            raise PlanError(f"{directory}: not a saved plan ({e}). Make the plan again and save it.") from e
+        fill = sum(source["tokens"] for source in self.used.values()) / max(1, len(self) * self.row_length)
+        return {
+            "rows": len(self),
+            "fill": fill,
+            "sources": self.used,
+            "held_out": self.held_out,
+            "rejected": self.rejected,
+        }
 
 
-def _mapped(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+# --- packing a window
 
 
-class Packer:
-    """Best fit over a bounded set of open rows; an item is the number of the call's order, from 0 on."""
+def _assigned(lengths: np.ndarray, room: np.ndarray, row: np.ndarray) -> None:
+    """Gives items to rows, a round at a time: writes the row of each item to `row`, -1 where none, and lowers `room`.
 
-    def __init__(self, row_length: int) -> None:
-        self.closed: list[list[int]] = []
-        self._row_length, self._items = row_length, 0
-        self._open: list[int] = []  # ascending room << _ROW_BITS | row
-        self._members: dict[int, list[int]] = {}
-        self._rows = itertools.count()
+    In a round every row takes the longest item that it has room for, the row with most room first; rows that want the
+    same item take those after it. While the items are still shorter than the rows' room that is dealing them out.
+    """
+    order = np.argsort(-lengths, kind="stable")
+    waiting = -lengths[order]  # ascending: longest first
+    open_rows = np.argsort(-room, kind="stable")
+    while len(waiting):
+        open_rows = open_rows[np.argsort(-room[open_rows], kind="stable")]
+        rooms = -room[open_rows]
+        open_rows = open_rows[: np.searchsorted(rooms, waiting[-1], "right")]
+        if not len(open_rows):
+            return
+        large = np.searchsorted(waiting, rooms[0])  # for those items there is no room any more
+        roomy = min(int(np.searchsorted(rooms, waiting[large], "right")), len(waiting) - large)
+        if 2 * roomy >= len(open_rows):  # most rows have room for the longest: they take the next items as they come
+            took, wanted = open_rows[:roomy], slice(large, large + roomy)
+            stay = slice(large + roomy, None)
+        else:
+            count = np.arange(len(open_rows))
+            wanted = np.maximum.accumulate(np.searchsorted(waiting, rooms[: len(open_rows)]) - count) + count
+            wanted = wanted[: np.searchsorted(wanted, len(waiting))]
+            took = open_rows[: len(wanted)]
+            stay = np.ones(len(waiting), bool)
+            stay[wanted] = False
+        row[order[wanted]] = took
+        room[took] += waiting[wanted]
+        waiting, order = waiting[stay], order[stay]
 
-    def add(self, lengths: Sequence[int], limit: int | None = None) -> int:
-        """Places items one after another, each at most a row long, until `limit` rows are closed; how many it took."""
-        room_list, members, first = self._open, self._members, self._items
-        if (longest := max(lengths, default=0)) > self._row_length:
-            raise PlanError(
-                f"an item of {longest} tokens fits no row of {self._row_length}. Build the sources for this row."
-            )
-        for length in lengths:
-            if limit is not None and len(self.closed) >= limit:
-                break
-            at = bisect.bisect_left(room_list, length << _ROW_BITS)
-            if at < len(room_list):
-                entry = room_list.pop(at)
-            else:
-                if len(room_list) == OPEN_ROWS:
-                    self._close()
-                entry = (self._row_length << _ROW_BITS) | next(self._rows)
-            members.setdefault(entry & _ROW, []).append(self._items)
-            bisect.insort(room_list, entry - (length << _ROW_BITS))
-            self._items += 1
-        return self._items - first
 
-    def flush(self) -> None:
-        """Closes every open row, fullest first."""
-        while self._open:
-            self._close()
+def packed(lengths: np.ndarray, row_length: int, rows: int, first: np.ndarray | None = None) -> np.ndarray:
+    """The row of each item in `rows` rows of `row_length`, -1 for what finds no room, int64 [N].
 
-    def _close(self) -> None:
-        newest, oldest = next(reversed(self._members), 0), next(iter(self._members))
-        place = 0  # the fullest
-        if newest - oldest >= MAX_AGE:
-            place = next(i for i, entry in enumerate(self._open) if entry & _ROW == oldest)
-        self.closed.append(self._members.pop(self._open.pop(place) & _ROW))
+    Items where `first` is True are placed before the others. Raises PlanError for an item longer than a row.
+    """
+    if (longest := int(lengths.max(initial=0))) > row_length:
+        raise PlanError(f"an item of {longest} tokens fits no row of {row_length}. Build the sources for this row.")
+    row, room = np.full(len(lengths), -1, np.int64), np.full(rows, row_length, np.int64)
+    lengths = lengths.astype(np.int64)
+    groups = [np.arange(len(lengths))] if first is None else [np.flatnonzero(first), np.flatnonzero(~first)]
+    for group in groups:
+        part = np.full(len(group), -1, np.int64)
+        _assigned(lengths[group], room, part)
+        row[group] = part
+    return row
+
+
+def pack_all(lengths: np.ndarray, row_length: int) -> list[list[int]]:
+    """All items in few rows, as lists of their numbers."""
+    rows: list[list[int]] = []
+    left = np.arange(len(lengths))
+    while len(left):
+        count = -(-int(lengths[left].sum()) // row_length)
+        row = packed(lengths[left], row_length, count)
+        rows += [left[row == i].tolist() for i in range(count) if (row == i).any()]
+        left = left[row < 0]
+    return rows
+
+
+@dataclasses.dataclass(frozen=True)
+class _Block:
+    """Some rows in order: `draws` row by row, `counts` documents in each."""
+
+    draws: Draws
+    counts: np.ndarray
+
+
+class _Pool:
+    """Draws that wait for a row, in the order they were drawn, with the window in which each came."""
+
+    def __init__(self) -> None:
+        self.draws, self._born, self._window = Draws.join([]), np.zeros(0, np.int64), 0
+
+    def tokens(self) -> int:
+        return int(self.draws.length.sum(dtype=np.int64))
+
+    def add(self, draws: Draws) -> None:
+        self.draws = Draws.join([self.draws, draws])
+        self._born = np.concatenate([self._born, np.full(len(draws), self._window)])
+
+    def window(self, seed: int, row: int, rows: int, emit: int, row_length: int) -> _Block:
+        """Packs `rows` rows, of which the first is number `row`, and takes `emit` of them out."""
+        found = packed(self.draws.length, row_length, rows, self._window - self._born >= MAX_AGE)
+        used = np.unique(found[found >= 0])
+        order = np.argsort(counter_hash(key(seed, "rows"), row + used), kind="stable")
+        place = np.full(rows + 1, rows, np.int64)  # the last stands for -1
+        place[used[order]] = np.arange(len(used))
+        rank = place[found]
+        out = np.argsort(rank, kind="stable")[: int((rank < min(emit, len(used))).sum())]
+        block = _Block(self.draws.take(out), np.bincount(rank[out], minlength=min(emit, len(used))))
+        stay = np.ones(len(self.draws), bool)
+        stay[out] = False
+        self.draws, self._born, self._window = self.draws.take(stay), self._born[stay], self._window + 1
+        return block
+
+
+class _Stream:
+    """A mixture's draws, taken by tokens, with the cursor of every source behind what was taken."""
+
+    def __init__(self, sources: Sequence[Source], seed: int, cursors: dict[str, tuple[int, int]], number: int) -> None:
+        self._chunks = mixture.merged(sources, seed, first=dict(cursors), number=number)
+        self._ahead, self.cursors, self.ended = Draws.join([]), cursors, False
+        self._sources, self._number = sources, number
+
+    def take(self, tokens: int) -> Draws:
+        """The next draws, of at least so many tokens unless the mixture ends."""
+        parts, found = [self._ahead], int(self._ahead.length.sum(dtype=np.int64))
+        while found < tokens and not self.ended:
+            chunk = next(self._chunks, None)
+            self.ended = chunk is None
+            if chunk is not None:
+                parts.append(chunk)
+                found += int(chunk.length.sum(dtype=np.int64))
+        ahead = Draws.join(parts)
+        cut = int(np.searchsorted(np.cumsum(ahead.length, dtype=np.int64), tokens)) + 1 if tokens > 0 else 0
+        taken, self._ahead = ahead.take(slice(0, cut)), ahead.take(slice(cut, None))
+        for i, source in enumerate(self._sources):
+            mine = np.flatnonzero(taken.source == self._number + i)
+            if len(mine):  # inside a split document the cursor counts its parts; past its last there are none to skip
+                at, part = int(taken.at[mine[-1]]), int(taken.part[mine[-1]])
+                self.cursors[source.name] = (at, part) if part else (at + 1, 0)
+        return taken
+
+
+def _window_rows(sources: Sequence[Source], row_length: int) -> int:
+    """Rows of a window: at most a quarter of an epoch, so that small data is not shuffled across many epochs."""
+    least, most = WINDOW_ROWS
+    epoch = sum(source.tokens for source in sources) // row_length
+    return int(np.clip(min(WINDOW_TOKENS // row_length, epoch // 4), least, most))
+
+
+def _blocks(phases: Sequence[tuple[int, Sequence[Source]]], seed: int, row_length: int, rows: int) -> Iterator[_Block]:
+    pool, cursors, number = _Pool(), dict[str, tuple[int, int]](), 0
+    stops = [*(start for start, _ in phases[1:]), rows]
+    for (row, sources), stop in zip(phases, stops, strict=True):
+        stream, size = _Stream(sources, seed, cursors, number), _window_rows(sources, row_length)
+        wanted = int(size * row_length * (1 + SURPLUS)) + 1
+        while row < stop:
+            pool.add(stream.take(wanted - pool.tokens()))
+            left = pool.tokens()
+            if not left:
+                raise PlanError(
+                    f"the mixture ends after {row} rows of {row_length} tokens, {rows} are needed: every source has "
+                    "reached its max_epochs. Raise it, or train fewer steps."
+                )
+            window = size if left >= wanted else min(size, -(-left // row_length))
+            block = pool.window(seed, row, window, min(window, stop - row), row_length)
+            yield block
+            row += len(block.counts)
+        number += len(sources)
+
+
+# --- plans
+
+
+class _About:
+    """What a plan tells of its sources; what is used of each is counted as the plan is made."""
+
+    def __init__(self, names: tuple[str, ...], sources: Sequence[Source] = ()) -> None:
+        self.sources = names
+        self.rejected = {source.name: source.rejected for source in sources if source.rejected}
+        self.held_out = {source.name: source.held_out for source in sources}
+        self.used = {name: {"tokens": 0, "documents": 0, "epochs": 0} for name in names}
+
+    def add(self, draws: Draws) -> None:
+        tokens = np.bincount(draws.source, draws.length, len(self.sources))
+        documents = np.bincount(draws.source[draws.part <= 1], minlength=len(self.sources))
+        for number in np.unique(draws.source).tolist():
+            entry = self.used[self.sources[number]]
+            entry["tokens"] += int(tokens[number])
+            entry["documents"] += int(documents[number])
+            entry["epochs"] = max(entry["epochs"], int(draws.epoch[draws.source == number].max()) + 1)
 
 
 def plan(
@@ -156,11 +269,13 @@ def plan(
     row_length: int,
     rows: int,
     changes: Sequence[tuple[int, Sequence[Source]]] = (),
+    directory: Path | None = None,
 ) -> Plan:
     """The first `rows` rows of a mixture. The same row comes out whatever `rows` is.
 
-    `changes`: (row, sources) in ascending order of row: once that many rows are closed, further documents come from
-    the new mixture, every source going on from its own cursor.
+    `changes`: (row, sources) in ascending order of row: from that row on, further documents come from the new mixture,
+    every source going on from its own cursor; the rows before it stay as they are without the change. With `directory`
+    the plan is written there as it is made, and is then memory-mapped: any length takes little memory.
     """
     phases = [(0, sources), *(change for change in changes if change[0] < rows)]
     starts = [start for start, _ in phases]
@@ -168,80 +283,97 @@ def plan(
         raise PlanError(f"mixture changes start at rows {starts[1:]}; rows must ascend and be above 0.")
     if rows < 1:
         raise PlanError(f"a plan needs at least one row, found rows={rows}.")
-    packer, cursors, taken, number = Packer(row_length), dict[str, int](), list[Draws](), 0
-    for (_, phase), stop in zip(phases, [*starts[1:], rows], strict=True):
-        for draws in mixture.merged(phase, seed, first=dict(cursors), number=number):
-            used = draws.take(slice(0, packer.add(draws.length.tolist(), stop)))
-            taken.append(used)
-            for i, source in enumerate(phase):
-                cursors[source.name] = cursors.get(source.name, 0) + int((used.source == number + i).sum())
-            if len(used) < len(draws) or len(packer.closed) >= stop:
-                break
-        number += len(phase)
-    return _finished(packer.closed[:rows], Draws.join(taken), [s for _, p in phases for s in p], row_length)
+    blocks = _blocks(phases, seed, row_length, rows)
+    everything = [source for _, phase in phases for source in phase]
+    about = _About(tuple(source.name for source in everything), everything)
+    if directory is None:
+        return _in_memory(blocks, row_length, about)
+    return _on_disk(blocks, row_length, about, directory)
 
 
-def plan_once(source: Source, *, row_length: int) -> Plan:
-    """Every document of one source once, in the order of their numbers and in plain layout: for held-out data."""
-    documents = source.documents
+def plan_once(name: str, documents: np.ndarray, lengths: np.ndarray, *, row_length: int) -> Plan:
+    """Some documents of one source once, in plain layout: for held-out data."""
+    rows = pack_all(lengths, row_length)
+    items = np.array([item for row in rows for item in row], np.int64)
+    zeros = np.zeros(len(items), np.int32)
     draws = Draws(
-        source=np.zeros(len(documents), np.uint16),
-        document=documents,
-        epoch=np.zeros(len(documents), np.int32),
-        flags=np.zeros(len(documents), np.uint8),
-        length=source.lengths.full[documents].astype(np.int32),
+        source=zeros.astype(np.uint16),
+        document=documents[items],
+        epoch=zeros,
+        flags=zeros.astype(np.uint8),
+        part=zeros.astype(np.uint16),
+        length=lengths[items].astype(np.int32),
+        at=items,
     )
-    packer = Packer(row_length)
-    packer.add(draws.length.tolist())
-    packer.flush()
-    return _finished(packer.closed, draws, [source], row_length)
+    return _in_memory([_Block(draws, np.array([len(row) for row in rows], np.int64))], row_length, _About((name,)))
 
 
-def _finished(closed: list[list[int]], draws: Draws, sources: Sequence[Source], row_length: int) -> Plan:
-    counts = np.fromiter((len(row) for row in closed), np.int64, len(closed))
+def _in_memory(blocks: Iterable[_Block], row_length: int, about: _About) -> Plan:
+    made = list(blocks)
+    for block in made:
+        about.add(block.draws)
     return Plan(
         row_length=row_length,
-        row_offset=np.concatenate(([0], np.cumsum(counts))),
-        draws=draws.take(np.fromiter(itertools.chain.from_iterable(closed), np.int64, int(counts.sum()))),
-        sources=tuple(source.name for source in sources),
-        rejected={source.name: source.rejected for source in sources if source.rejected},
+        row_offset=np.concatenate(([0], np.cumsum(np.concatenate([block.counts for block in made])))),
+        draws=Draws.join([block.draws for block in made]),
+        **vars(about),
     )
 
 
-def assemble(
-    documents: Iterator[Tokens | int] | Sequence[Tokens | int], row_length: int, pad: int
-) -> dict[str, np.ndarray]:
-    """One row of T = `row_length` tokens: `ids target modality document` int32 [T], `position` int32 [T, 5],
-    `weight` float32 [T].
+def _on_disk(blocks: Iterable[_Block], row_length: int, about: _About, directory: Path) -> Plan:
+    """Writes the plan as a new folder of arrays, which appears whole or not at all, and maps it."""
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    rows = documents = 0
+    try:
+        with contextlib.ExitStack() as stack:
+            files = {n: stack.enter_context(open(temporary / f"{n}.bin", "wb")) for n in ("row_offset", *_FILES)}
+            files["row_offset"].write(np.zeros(1, np.int64).tobytes())
+            for block in blocks:
+                files["row_offset"].write((documents + np.cumsum(block.counts)).tobytes())
+                for name in _FILES:
+                    files[name].write(getattr(block.draws, name).tobytes())
+                about.add(block.draws)
+                rows, documents = rows + len(block.counts), documents + len(block.draws)
+        meta = {"version": VERSION, "row_length": row_length, "rows": rows, "documents": documents, **vars(about)}
+        write_json(temporary / "plan.json", meta)
+        try:
+            os.rename(temporary, directory)
+        except OSError:
+            if not (directory / "plan.json").is_file():  # else another process was first, with the same plan
+                raise
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    return load(directory)
 
-    `target[t]` is the next id of the same document and `weight[t]` that id's loss weight, 0 on a document's last
-    token. `position` is the number in the document, then the row and column in the picture of the id and of the next
-    id. An integer in place of a document leaves a gap of that many tokens. Gaps and the rest of the row are padding:
-    id `pad`, weight 0, document -1.
-    """
-    row = {
-        "ids": np.full(row_length, pad, np.int32),
-        "target": np.full(row_length, pad, np.int32),
-        "modality": np.zeros(row_length, np.int32),
-        "position": np.zeros((row_length, 5), np.int32),
-        "document": np.full(row_length, -1, np.int32),
-        "weight": np.zeros(row_length, np.float32),
-    }
-    at = 0
-    for number, tokens in enumerate(documents):
-        end = at + (tokens if isinstance(tokens, int) else len(tokens.ids))
-        if end > row_length:
-            raise PlanError(
-                f"document {number} ends at token {end} of a row of {row_length}: the plan's lengths are wrong."
-            )
-        if not isinstance(tokens, int) and end > at:
-            row["ids"][at:end] = tokens.ids
-            row["target"][at : end - 1] = tokens.ids[1:]
-            row["weight"][at : end - 1] = tokens.weight[1:]
-            row["modality"][at:end] = tokens.modality
-            row["position"][at:end, 0] = np.arange(end - at)
-            row["position"][at:end, 1:3] = tokens.place
-            row["position"][at : end - 1, 3:] = tokens.place[1:]
-            row["document"][at:end] = number
-        at = end
-    return row
+
+def load(directory: Path) -> Plan:
+    """A plan that was written to a folder, its arrays memory-mapped."""
+    try:
+        meta = json.loads((directory / "plan.json").read_text())
+        rows, documents = int(meta["rows"]), int(meta["documents"])
+        types = {name: getattr(Draws.join([]), name).dtype for name in _FILES}
+        arrays = {name: _mapped(directory / f"{name}.bin", types[name], documents) for name in _FILES}
+        return Plan(
+            row_length=meta["row_length"],
+            row_offset=_mapped(directory / "row_offset.bin", np.dtype(np.int64), rows + 1),
+            draws=Draws(**arrays, at=np.broadcast_to(np.int64(-1), (documents,))),
+            sources=tuple(meta["sources"]),
+            rejected=meta["rejected"],
+            held_out=meta["held_out"],
+            used=meta["used"],
+            directory=directory,
+        )
+    except (OSError, KeyError, ValueError) as e:
+        raise PlanError(f"{directory}: not a saved plan ({e}). Delete it; the plan is then made again.") from e
+
+
+def _mapped(path: Path, dtype: np.dtype, size: int) -> np.ndarray:
+    if path.stat().st_size != size * dtype.itemsize:
+        raise ValueError(f"{path.name} has {path.stat().st_size} bytes, expected {size * dtype.itemsize}")
+    return np.memmap(path, dtype, "r", shape=(size,)) if size else np.zeros(0, dtype)
+
+
+def digest(**parts: Any) -> str:
+    """A short name for a plan's inputs (JSON values)."""
+    return hashlib.sha256(json.dumps(parts | {"version": VERSION}, sort_keys=True).encode()).hexdigest()[:16]

@@ -10,7 +10,8 @@ import numpy as np
 
 from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import Batch, Stream, packed_causal
-from mmgpt.data import pack
+from mmgpt.data.pack import pack_all
+from mmgpt.data.row import assemble
 from mmgpt.dist import axes as rules
 from mmgpt.tokens.grammars.grammar import Grammar, Tokens
 from mmgpt.train.run import Opened
@@ -62,12 +63,10 @@ class Likelihood:
         yield from self._scored(window)
 
     def _scored(self, window: Sequence[Tokens]) -> list[tuple[Tokens, Scored]]:
-        packer = pack.Packer(self.row_length)
-        packer.add([len(tokens.ids) for tokens in window])
-        packer.flush()
+        closed = pack_all(np.array([len(tokens.ids) for tokens in window], np.int64), self.row_length)
         found: dict[int, Scored] = {}
-        for first in range(0, len(packer.closed), self._batch):
-            rows = packer.closed[first : first + self._batch]
+        for first in range(0, len(closed), self._batch):
+            rows = closed[first : first + self._batch]
             rows += [[]] * (self._batch - len(rows))
             log_prob, likeliest = self._run([[window[i] for i in row] for row in rows])
             for number, row in enumerate(rows):
@@ -79,7 +78,7 @@ class Likelihood:
         return [(tokens, found[i]) for i, tokens in enumerate(window)]
 
     def _run(self, rows: Sequence[Sequence[Tokens]]) -> tuple[np.ndarray, np.ndarray]:
-        parts = [pack.assemble(row, self.row_length, self.grammar.pad) for row in rows]
+        parts = [assemble(row, self.row_length, self.grammar.pad) for row in rows]
         arrays = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
         visibility = packed_causal(arrays["document"])
         numbers = np.arange(len(rows), dtype=np.int64)

@@ -11,8 +11,8 @@ from mmgpt.core.document import Document, Image, Text
 from mmgpt.core.log import Metrics, console, printable
 from mmgpt.data.images import ImageRows, Pictures
 from mmgpt.data.loader import PackedRows
-from mmgpt.data.mixture import is_held_out
 from mmgpt.data.record import Dataset
+from mmgpt.data.shuffle import is_held_out
 from mmgpt.generate.model import Model, media_sizes, token_run
 from mmgpt.generate.sampler import Sampler, Sampling
 from mmgpt.tokenize.vision import VisionTokenizer
@@ -127,7 +127,7 @@ def held_out_texts(run: Run, count: int) -> list[Document]:
 
 def _texts(data: PackedRows.Config) -> Iterator[Document]:
     dataset = Dataset(Path(data.sources[0].path))
-    numbers = np.flatnonzero(is_held_out(dataset.name, len(dataset), data.held_out))[:LOOK]
+    numbers = np.flatnonzero(is_held_out(dataset.name, np.arange(len(dataset)), data.held_out))[:LOOK]
     for number in numbers:
         document = dataset[int(number)]
         kinds = [type(segment) for segment in document.segments]

@@ -95,6 +95,8 @@ CHANGEABLE = (
     "data.threads",
     "data.prefetch",
     "data.cache_bytes",
+    "data.workers",
+    "data.max_rejected",
 )
 """Leaves that may differ when a run goes on: what a run learns from is the same. More `steps` stretch the schedule."""
 
@@ -176,7 +178,7 @@ def build_rows(built: Built, run_dir: Path | None) -> Rows:
         built.grammar,
         seed=run.seed,
         rows=run.steps * run.data.batch_rows,
-        rejects=None if run_dir is None else run_dir / "rejects.jsonl",
+        folder=run_dir,
     )
 
 

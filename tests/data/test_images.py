@@ -54,8 +54,8 @@ def config(tmp_path_factory) -> ImageRows.Config:
     )
 
 
-def build(config: ImageRows.Config, rows: int = 200, seed: int = 0, rejects: Path | None = None) -> ImageRows:
-    return config.build(None, seed=seed, rows=rows, rejects=rejects)
+def build(config: ImageRows.Config, rows: int = 200, seed: int = 0, folder: Path | None = None) -> ImageRows:
+    return config.build(None, seed=seed, rows=rows, folder=folder)
 
 
 def pixels(batches: list[Batch]) -> np.ndarray:
@@ -144,7 +144,7 @@ def test_a_picture_that_does_not_decode_is_blank_with_weight_zero(tmp_path):
 
     def batches(path: str) -> tuple[ImageRows, list[Batch]]:
         config = ImageRows.Config(sources=(Pictures.Config(path=path),), height=8, width=8, batch_rows=5, held_out=0.0)
-        rows = build(config, rows=30, rejects=tmp_path / "rejects.jsonl")
+        rows = build(config, rows=30, folder=tmp_path)
         return rows, list(rows.batches(0))
 
     expected = pixels(batches(sound)[1])

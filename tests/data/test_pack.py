@@ -7,19 +7,21 @@ import numpy as np
 import pytest
 
 from mmgpt.data import mixture, pack
-from mmgpt.data.mixture import Lengths, Source
+from mmgpt.data.lengths import Lengths
+from mmgpt.data.mixture import Source
 from mmgpt.data.pack import Plan, PlanError
+from mmgpt.data.row import RowError, assemble
 from mmgpt.tokens.grammars.grammar import Tokens
 
 ROW = 512
 
 
 def source(name: str, full: np.ndarray, no_text: np.ndarray | None = None, **knobs) -> Source:
-    full = np.asarray(full, np.int64)
-    no_text = full if no_text is None else np.asarray(no_text, np.int64)
+    full = np.asarray(full, np.int32)
+    no_text = full if no_text is None else np.asarray(no_text, np.int32)
     change = no_text < full
     lengths = Lengths(full=full, no_text=no_text, swappable=change, droppable=change, overhead=2)
-    return Source(Source.Config(path=name, **knobs), name, lengths, np.arange(len(full)), ROW)
+    return Source(Source.Config(path=name, **knobs), name, lengths, ROW)
 
 
 def mix() -> list[Source]:
@@ -41,8 +43,9 @@ def encoded(n: int, first: int = 0) -> Tokens:
 
 def rows_equal(a: Plan, b: Plan, count: int) -> bool:
     end = int(a.row_offset[count])
+    columns = ("source", "document", "epoch", "flags", "part", "length")
     return np.array_equal(a.row_offset[: count + 1], b.row_offset[: count + 1]) and all(
-        np.array_equal(x[:end], y[:end]) for x, y in zip(vars(a.draws).values(), vars(b.draws).values(), strict=True)
+        np.array_equal(getattr(a.draws, name)[:end], getattr(b.draws, name)[:end]) for name in columns
     )
 
 
@@ -62,14 +65,14 @@ def test_token_shares_follow_weights():
 
 
 def test_every_document_exactly_once_per_epoch():
-    plan = pack.plan(mix(), seed=3, row_length=ROW, rows=4000)
+    plan = pack.plan(mix(), seed=3, row_length=ROW, rows=9000)
     seen = Counter(
         zip(plan.draws.source.tolist(), plan.draws.epoch.tolist(), plan.draws.document.tolist(), strict=True)
     )
     assert set(seen.values()) == {1}
     for number, size in enumerate((4000, 1000, 2000)):
         counts = np.bincount(plan.draws.epoch[plan.draws.source == number])
-        assert len(counts) > 1 and (counts[:-1] == size).all()  # the last epoch has not ended
+        assert len(counts) > 2 and (counts[:-2] == size).all()  # of the last but one some may still wait
 
 
 def test_no_document_waits_long_for_its_row():
@@ -79,8 +82,9 @@ def test_no_document_waits_long_for_its_row():
     drawn = mixture.Draws.join(list(itertools.islice(mixture.merged(sources, 0), 20)))
     place = {key: i for i, key in enumerate(zip(drawn.epoch.tolist(), drawn.document.tolist(), strict=True))}
     keys = zip(plan.draws.epoch.tolist(), plan.draws.document.tolist(), strict=True)
-    wait = row - np.array([place[key] for key in keys])
-    assert wait.max() <= pack.MAX_AGE + pack.OPEN_ROWS
+    due = np.array([place[key] for key in keys]) * len(plan) // len(plan.draws)
+    window = pack._window_rows(sources, ROW)
+    assert np.abs(row - due).max() <= (pack.MAX_AGE + 2) * window
 
 
 def test_the_first_rows_do_not_depend_on_how_many_are_asked_for():
@@ -93,8 +97,7 @@ def test_the_first_rows_do_not_depend_on_how_many_are_asked_for():
 def test_a_change_starts_at_its_row_from_every_cursor():
     sources = mix()
     heavier = [
-        Source(s.config.replace(weight=4.0 if s.name == "text" else 1.0), s.name, s.lengths, s.documents, ROW)
-        for s in sources
+        Source(s.config.replace(weight=4.0 if s.name == "text" else 1.0), s.name, s.lengths, ROW) for s in sources
     ]
     plain = pack.plan(sources, seed=0, row_length=ROW, rows=900)
     changed = pack.plan(sources, seed=0, row_length=ROW, rows=1500, changes=[(300, heavier)])
@@ -104,7 +107,8 @@ def test_a_change_starts_at_its_row_from_every_cursor():
     draws = changed.draws
     seen = Counter(zip((draws.source % 3).tolist(), draws.epoch.tolist(), draws.document.tolist(), strict=True))
     assert set(seen.values()) == {1}  # nothing twice across the change
-    later = draws.take(slice(int(changed.row_offset[500]), None))
+    longer = pack.plan(sources, seed=0, row_length=ROW, rows=6000, changes=[(300, heavier)])
+    later = longer.draws.take(slice(int(longer.row_offset[1000]), None))
     share = later.length[later.source == 5].sum() / later.length.sum()
     assert abs(share - 4 / 6) < 0.02
     with pytest.raises(PlanError, match="ascend"):
@@ -130,27 +134,29 @@ def test_sources_of_another_row_length_are_refused():
 
 
 def test_plan_once_holds_every_document_once():
-    plan = pack.plan_once(source("a", np.arange(10, 210)), row_length=ROW)
-    assert sorted(plan.draws.document) == list(range(200)) and not plan.draws.flags.any()
+    documents = np.arange(3, 203)
+    plan = pack.plan_once("a", documents, documents + 7, row_length=ROW)
+    assert sorted(plan.draws.document) == documents.tolist() and not plan.draws.flags.any()
+    assert np.array_equal(plan.draws.length, plan.draws.document + 7)
     assert np.add.reduceat(plan.draws.length, plan.row_offset[:-1]).max() <= ROW
 
 
 def test_saved_and_loaded(tmp_path):
     plan = pack.plan(mix(), seed=0, row_length=ROW, rows=50)
-    plan.save(tmp_path / "plans" / "one")
-    back = Plan.load(tmp_path / "plans" / "one")
+    back = pack.plan(mix(), seed=0, row_length=ROW, rows=50, directory=tmp_path / "plans" / "one")
     assert isinstance(back.draws.document, np.memmap)
     assert rows_equal(plan, back, 50) and back.summary() == plan.summary()
     assert [p.name for p in (tmp_path / "plans").iterdir()] == ["one"]  # nothing temporary is left
-    with pytest.raises(PlanError, match="exists already"):
-        plan.save(tmp_path / "plans" / "one")
-    (tmp_path / "plans" / "one" / "flags.npy").write_bytes(b"")
+    # Another host that made it at the same time finds it there and takes it.
+    again = pack.plan(mix(), seed=0, row_length=ROW, rows=50, directory=tmp_path / "plans" / "one")
+    assert rows_equal(plan, again, 50) and [p.name for p in (tmp_path / "plans").iterdir()] == ["one"]
+    (tmp_path / "plans" / "one" / "flags.bin").write_bytes(b"")
     with pytest.raises(PlanError, match="not a saved plan"):
-        Plan.load(tmp_path / "plans" / "one")
+        pack.load(tmp_path / "plans" / "one")
 
 
 def test_a_row_predicts_inside_documents_only():
-    row = pack.assemble([encoded(3, 10), encoded(4, 20)], 10, pad=99)
+    row = assemble([encoded(3, 10), encoded(4, 20)], 10, pad=99)
     assert row["ids"].tolist() == [10, 11, 12, 20, 21, 22, 23, 99, 99, 99]
     assert row["target"].tolist() == [11, 12, 99, 21, 22, 23, 99, 99, 99, 99]
     number, *place = row["position"].T.tolist()
@@ -167,13 +173,13 @@ def test_a_row_predicts_inside_documents_only():
 
 
 def test_a_gap_is_padding_that_moves_nothing():
-    whole = pack.assemble([encoded(3), encoded(4), encoded(2)], 12, pad=99)
-    gap = pack.assemble([encoded(3), 4, encoded(2)], 12, pad=99)
+    whole = assemble([encoded(3), encoded(4), encoded(2)], 12, pad=99)
+    gap = assemble([encoded(3), 4, encoded(2)], 12, pad=99)
     for name, values in gap.items():
         assert np.array_equal(np.delete(values, slice(3, 7), 0), np.delete(whole[name], slice(3, 7), 0))
     assert (gap["ids"][3:7] == 99).all() and not gap["weight"][3:7].any() and (gap["document"][3:7] == -1).all()
 
 
 def test_a_row_that_does_not_fit_is_an_error():
-    with pytest.raises(PlanError, match="ends at token 7 of a row of 6"):
-        pack.assemble([encoded(3), encoded(4)], 6, pad=0)
+    with pytest.raises(RowError, match="ends at token 7 of a row of 6"):
+        assemble([encoded(3), encoded(4)], 6, pad=0)

@@ -8,7 +8,7 @@ import numpy as np
 import scipy.special
 
 from mmgpt.core.stream import Batch, Stream, packed_causal
-from mmgpt.data import pack
+from mmgpt.data.row import assemble
 from mmgpt.tokens.grammars.grammar import Tokens
 from mmgpt.train.run import Opened
 from mmgpt.train.state import Structure
@@ -26,8 +26,8 @@ def log_probs(opened: Opened, sequences: Sequence[Tokens], length: int) -> list[
     with jax.set_mesh(built.mesh):
         for first in range(0, len(sequences), ROWS):
             part = sequences[first : first + ROWS]
-            rows = [pack.assemble([tokens], length, grammar.pad) for tokens in part]
-            rows += [pack.assemble([], length, grammar.pad)] * (ROWS - len(rows))
+            rows = [assemble([tokens], length, grammar.pad) for tokens in part]
+            rows += [assemble([], length, grammar.pad)] * (ROWS - len(rows))
             arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
             seen = {"tokens": packed_causal(arrays.pop("document"))}
             batch = Batch(streams={"tokens": Stream(**arrays)}, visibility=seen, row_id=np.arange(ROWS))

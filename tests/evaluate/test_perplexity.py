@@ -9,7 +9,7 @@ import pytest
 
 from mmgpt.core.document import Document, Text
 from mmgpt.core.stream import MODALITIES
-from mmgpt.data.mixture import is_held_out
+from mmgpt.data.shuffle import is_held_out
 from mmgpt.data.record import Dataset
 from mmgpt.evaluate.command import evaluate
 from mmgpt.evaluate.likelihood import Likelihood
@@ -75,7 +75,7 @@ def test_perplexity_is_that_of_brute_force(model_run: Path, opened: Opened, tmp_
 
 def test_held_out_documents_alone(model_run: Path, opened: Opened, tmp_path: Path):
     dataset = Dataset(model_run.parent / "right")
-    kept = np.flatnonzero(is_held_out("right", len(dataset), 0.2))
+    kept = np.flatnonzero(is_held_out("right", np.arange(len(dataset)), 0.2))
     expected = by_modality(opened, [dataset[int(i)] for i in kept])
     scores = scores_of(model_run, f"perplexity={dataset.directory},held_out", tmp_path, batch=3)
     assert 0 < scores["count"] == len(kept) < len(dataset)

@@ -14,8 +14,8 @@ import numpy as np
 from mmgpt.core.log import progress
 from mmgpt.core.stream import MODALITIES
 from mmgpt.data.loader import check_text
-from mmgpt.data.mixture import is_held_out
 from mmgpt.data.record import Dataset
+from mmgpt.data.shuffle import is_held_out
 from mmgpt.evaluate.kinds import Job, one_path
 from mmgpt.evaluate.likelihood import Likelihood
 from mmgpt.evaluate.subject import Options, Subject
@@ -56,7 +56,7 @@ def _run(dataset: Dataset, held_out: bool, options: Options, subject: Subject) -
     _, data = subject.tokens
     numbers = np.arange(len(dataset))
     if held_out:
-        numbers = np.flatnonzero(is_held_out(dataset.name, len(dataset), data.held_out))
+        numbers = np.flatnonzero(is_held_out(dataset.name, numbers, data.held_out))
     numbers = numbers[: options.limit]
     lengths = _lengths(subject.grammar, dataset)[numbers]
     fitting = numbers[lengths <= data.row_length]
