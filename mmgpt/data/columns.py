@@ -1,14 +1,17 @@
 """Rows of Parquet files, one at a time and of the columns asked for, read by small batches of a row group.
 
-A damaged row group costs itself alone; a row that is too large or is not UTF-8 costs that row.
+A damaged row group costs itself alone; a row that is too large or is not UTF-8 costs that row. What is held is
+a page of each column and a few rows: a value that a file stores once and names often is counted before it is repeated.
 """
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+import numpy as np
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 import pyarrow.types
 
@@ -16,7 +19,7 @@ from mmgpt.data.captions import Reject
 from mmgpt.data.files import FileError, open_inside, read_inside
 
 MAX_ROW_BYTES = 256 << 20
-_BATCH_BYTES, _BATCH_ROWS = 16 << 20, 256
+_BATCH_ROWS = 8
 _FAULTS = (pyarrow.ArrowException, OSError, MemoryError, ValueError, OverflowError)
 _URL = re.compile(r"https?://", re.IGNORECASE)
 
@@ -32,12 +35,7 @@ class Row(NamedTuple):
 def schema(root: Path, name: str) -> pyarrow.Schema:
     """The columns of a Parquet file. Raises FileError, "damaged Parquet file" for one that is none."""
     with open_inside(root, name) as file:
-        try:
-            found = _opened(file).schema_arrow
-            found.to_string()  # names that are not UTF-8 show only when they are asked for
-            return found
-        except _FAULTS as e:
-            raise e if isinstance(e, FileError) else FileError("damaged Parquet file", _first_line(e)) from e
+        return _opened(file).schema_arrow
 
 
 def rows(root: Path, name: str, columns: list[str], reject: Reject, max_bytes: int = MAX_ROW_BYTES) -> Iterator[Row]:
@@ -45,7 +43,7 @@ def rows(root: Path, name: str, columns: list[str], reject: Reject, max_bytes: i
     path, number = root / name, 0
     try:
         with open_inside(root, name) as file:
-            opened = _opened(file)
+            opened = _opened(file, columns)
             for group in range(opened.num_row_groups):
                 end = number + opened.metadata.row_group(group).num_rows
                 try:
@@ -58,41 +56,60 @@ def rows(root: Path, name: str, columns: list[str], reject: Reject, max_bytes: i
                             except FileError as e:
                                 reject(key, str(e), place)
                 except FileError as e:
-                    reject(
-                        f"{name}:{number + 1}", f"{e}; rows {number + 1} to {end} are lost", f"{path}, group {group}"
-                    )
+                    lost = f"rows {number + 1} to {end} are lost"
+                    reject(f"{name}:{number + 1}", f"{e}; {lost}", f"{path}, row group {group}")
                 number = end
     except FileError as e:
         reject(name, str(e), str(path))
 
 
-def _opened(file: BinaryIO) -> pyarrow.parquet.ParquetFile:
+def _opened(file: BinaryIO, columns: Sequence[str] = ()) -> pyarrow.parquet.ParquetFile:
+    # Page by page, through a buffer: otherwise a column of a row group would be held whole.
+    options: dict[str, Any] = {"page_checksum_verification": True, "buffer_size": 1 << 20, "pre_buffer": False}
     try:
-        # Page by page, through a buffer: otherwise a column of a row group would be held whole.
-        return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True, buffer_size=1 << 20, pre_buffer=False)
+        opened = pyarrow.parquet.ParquetFile(file, **options)
+        leaves = [opened.schema.column(i) for i in range(len(opened.schema))] if columns else []
+        # The lists of a row are of any length, so their values stay with the dictionary until they are counted.
+        listed = [x.path for x in leaves if x.max_repetition_level and x.physical_type == "BYTE_ARRAY"]
+        listed = [path for path in listed if path.partition(".")[0] in columns]
+        return pyarrow.parquet.ParquetFile(file, read_dictionary=listed, **options) if listed else opened
     except _FAULTS as e:
         raise FileError("damaged Parquet file", _first_line(e)) from e
 
 
 def _batches(opened: pyarrow.parquet.ParquetFile, group: int, columns: list[str]) -> Iterator[pyarrow.RecordBatch]:
-    # Of all columns, not of those wanted: to ask for the size of one ends the process when its metadata is damaged.
-    meta = opened.metadata.row_group(group)
-    count = max(1, min(_BATCH_ROWS, _BATCH_BYTES * meta.num_rows // max(1, meta.total_byte_size)))
+    # The metadata of a column would tell more, but to ask for it ends the process when it is damaged.
     try:
-        yield from opened.iter_batches(count, row_groups=[group], columns=columns, use_threads=False)
+        yield from opened.iter_batches(_BATCH_ROWS, row_groups=[group], columns=columns, use_threads=False)
     except _FAULTS as e:
         raise FileError("damaged row group", _first_line(e)) from e
 
 
 def _values(row: pyarrow.RecordBatch, max_bytes: int) -> dict[str, Any]:
-    if row.nbytes > max_bytes:  # before it is copied into Python's objects
-        raise FileError("too many bytes", f"a row of {row.nbytes} is over the cap of {max_bytes}")
     try:
+        size = sum(map(_size, row.columns))
+        if size > max_bytes:
+            raise FileError("too many bytes", f"a row of {size} is over the cap of {max_bytes}")
         return row.to_pylist()[0]
+    except FileError:
+        raise
     except UnicodeDecodeError as e:
         raise FileError("not UTF-8", f"byte {e.start} of a text: {e.object[e.start : e.start + 8]!r}") from e
     except _FAULTS as e:
         raise FileError("unreadable row", _first_line(e)) from e
+
+
+def _size(values: pyarrow.Array) -> int:
+    """Bytes that the values take as objects of Python; an entry of a dictionary counts each time that it is named."""
+    pointers, kind = 8 * len(values), values.type
+    if pyarrow.types.is_dictionary(kind):
+        lengths = pyarrow.compute.call_function("binary_length", [values.dictionary])
+        return pointers + int(np.nansum(lengths.take(values.indices).to_numpy(zero_copy_only=False)))
+    if is_list(kind):
+        return pointers + _size(values.flatten())
+    if pyarrow.types.is_struct(kind):
+        return pointers + sum(map(_size, values.flatten()))
+    return pointers + values.nbytes
 
 
 def _first_line(error: BaseException) -> str:

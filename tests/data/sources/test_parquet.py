@@ -20,6 +20,8 @@ from mmgpt.data.sources import SourceError
 from tests.data.sources.raw import canaries, picture, put, read, reasons, shown
 
 CELL = pyarrow.struct([("bytes", pyarrow.binary()), ("path", pyarrow.string())])
+COUNTING = pyarrow.proxy_memory_pool(pyarrow.default_memory_pool())
+"""Counts what is allocated; it lives as long as the module, since buffers return to it."""
 URL = "http://example.org/{}.png"
 
 
@@ -273,3 +275,39 @@ def test_a_large_file_is_read_in_bounded_memory(tmp_path: Path):
     tracemalloc.stop()
     assert seen == count * (size + 1)
     assert most < 40 << 20 and peak < 8 << 20, (most, peak)  # of 52 MB in the one row group
+
+
+def repeated(value: bytes, count: int) -> pyarrow.Array:
+    """A value that a file stores once, however often it names it."""
+    return pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), pyarrow.array([value]))
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_value_that_is_named_many_times_does_not_fill_the_memory(listed: bool, tmp_path: Path):
+    value, count = bytes(1 << 20), 256
+    column = repeated(value, count)
+    if listed:
+        column = pyarrow.ListArray.from_arrays(
+            pyarrow.array([0, count, count + 1], pyarrow.int32()), repeated(value, count + 1)
+        )
+    options = {"compression": "zstd", "store_schema": False, "dictionary_pagesize_limit": 8 << 20}
+    path = write(tmp_path / "a.parquet", {"images": column}, **options)
+    assert path.stat().st_size < 2000
+    rejects: list = []
+    pyarrow.set_memory_pool(COUNTING)
+    try:
+        found = columns.rows(tmp_path, "a.parquet", ["images"], lambda *line: rejects.append(line), max_bytes=8 << 20)
+        sizes = [len(row.value["images"]) for row in found]
+    finally:
+        pyarrow.set_memory_pool(pyarrow.default_memory_pool())
+    assert sizes == ([1] if listed else [1 << 20] * count)
+    assert reasons(rejects) == ({"a.parquet:1": "too many bytes"} if listed else {})
+    assert COUNTING.max_memory() < 40 << 20
+
+
+def test_values_of_lists_are_whole_where_the_dictionary_ends(tmp_path: Path):
+    """A writer gives up the dictionary when it grows: batches then hold values of both kinds."""
+    rows = [([None, {"bytes": bytes([i]) * 9000, "path": None}], [f"{i} " * 3000, None]) for i in range(100)]
+    obelics(tmp_path / "a.parquet", rows, CELL, write_batch_size=3, dictionary_pagesize_limit=60_000)
+    documents, rejects = read("parquet", tmp_path)
+    assert not rejects and [d.segments[-1] for d in documents] == [Image(data=bytes([i]) * 9000) for i in range(100)]
