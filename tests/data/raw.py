@@ -1,4 +1,4 @@
-"""Raw data sets written by tests, and what a format makes of them."""
+"""Raw data sets that tests write: files, archives, pictures of one grey."""
 
 import io
 import tarfile
@@ -7,20 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
-from mmgpt.data import media, sources
-from mmgpt.data.sources import Found
+from mmgpt.data import media
 
 PNG = media.encode_png(np.zeros((4, 4, 3), np.uint8))
 MP4 = media.encode_mp4(np.zeros((2, 16, 16, 3), np.uint8), 4)
-Rejects = list[tuple[str, str, str]]
-
-
-def read(name: str, path: Path) -> tuple[list[Found], Rejects]:
-    """Documents and rejects of a format, every reject with key, reason and place."""
-    rejects: Rejects = []
-    documents = list(sources.load(name).documents(path, lambda *line: rejects.append(line)))
-    assert all(key and reason and place for key, reason, place in rejects)
-    return documents, rejects
 
 
 def put(root: Path, files: dict[str, bytes | str]) -> Path:
@@ -29,11 +19,6 @@ def put(root: Path, files: dict[str, bytes | str]) -> Path:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(data if isinstance(data, bytes) else data.encode())
     return root
-
-
-def reasons(rejects: Rejects) -> dict[str, str]:
-    assert len({key for key, _, _ in rejects}) == len(rejects), "one line for each"
-    return {key: reason.partition(":")[0] for key, reason, _ in rejects}
 
 
 def tar(path: Path, members: dict[str, bytes]) -> Path:

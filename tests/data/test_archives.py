@@ -12,7 +12,8 @@ import pytest
 from mmgpt.data.files import FileError
 from mmgpt.data.tars import Tars, archives
 from mmgpt.data.zips import MAX_RATIO, Zips
-from tests.data.raw import Rejects, put, reasons, tar, zipped
+from tests.data.raw import put, tar, zipped
+from tests.data.sources.raw import Rejects, reasons
 
 
 def tars(paths: list[Path]) -> tuple[Tars, Rejects]:

@@ -15,7 +15,8 @@ from mmgpt.data.media import encode_mp4, encode_png
 from mmgpt.data.record import Dataset
 from mmgpt.data.sources import Found, SourceError
 from mmgpt.data.sources.episodes import read_array
-from tests.data.raw import MP4, grey, levels, put, read, reasons
+from tests.data.raw import MP4, grey, levels, put
+from tests.data.sources.raw import read, reasons
 
 CAMERA = "observation.images.top"
 STEPS = np.arange(25, dtype=np.float32)[:, None] * np.array([1, -1], np.float32)

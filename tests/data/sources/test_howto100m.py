@@ -11,7 +11,8 @@ from mmgpt.core.document import Image, Text
 from mmgpt.data.files import FileError
 from mmgpt.data.media import MediaError, encode_mp4, frames_at
 from mmgpt.data.sources import Found, SourceError, howto100m
-from tests.data.raw import grey, levels, put, read, reasons
+from tests.data.raw import grey, levels, put
+from tests.data.sources.raw import read, reasons
 
 CLIP = encode_mp4(np.stack([grey(10 * k) for k in range(20)]), 2.0)
 """Ten seconds, each half second a lighter grey: 0, 10, 20 ..."""

@@ -10,7 +10,8 @@ from mmgpt.data.importing import NOTHING_LEFT, import_dataset
 from mmgpt.data.media import encode_png
 from mmgpt.data.record import Dataset
 from mmgpt.data.sources import SourceError
-from tests.data.raw import PNG, grey, put, read, reasons, tar, zipped
+from tests.data.raw import PNG, grey, put, tar, zipped
+from tests.data.sources.raw import read, reasons
 
 SHARD = "docs_no_face_shard_0_v2.jsonl"
 PICTURES = {f"{i:012x}.jpg": encode_png(grey(i)) for i in range(3)}  # MMC4 names every image .jpg

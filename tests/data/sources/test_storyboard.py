@@ -9,7 +9,8 @@ import pytest
 from mmgpt.core.document import Image, Text
 from mmgpt.data.media import decode_image, encode_png
 from mmgpt.data.sources import Found, SourceError
-from tests.data.raw import grey, levels, put, read, reasons
+from tests.data.raw import grey, levels, put
+from tests.data.sources.raw import read, reasons
 
 VTT = "WEBVTT\n\n00:00.000 --> 00:01.000\none\n\n00:01.500 --> 00:02.000\ntwo\n\n00:05.000 --> 00:06.000\nlast\n"
 GRID = {"rows": 2, "columns": 3, "width": 20, "height": 16, "interval": 1.5}

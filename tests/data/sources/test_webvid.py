@@ -6,7 +6,8 @@ import pytest
 
 from mmgpt.core.document import Text, Video
 from mmgpt.data.sources import SourceError
-from tests.data.raw import MP4, put, read, reasons
+from tests.data.raw import MP4, put
+from tests.data.sources.raw import read, reasons
 
 HEADER = "videoid,contentUrl,duration,page_dir,name\n"
 URL = "https://127.0.0.1/1066674784/preview/stock-footage.mp4"
