@@ -18,6 +18,7 @@ import PIL.ImageOps
 import simplejpeg
 
 from mmgpt.core.errors import UserError
+from mmgpt.data.mp4_boxes import excess
 
 IMAGE_FORMATS = ("JPEG", "PNG", "WEBP", "GIF")
 MAX_IMAGE_PIXELS = 4096 * 4096
@@ -180,6 +181,8 @@ class _Clip:
             raise MediaError("empty", "0 bytes")
         if self._data[4:8] not in _MP4_BOXES:
             raise MediaError("not a video", f"no MP4 box at the start, found {self._data[:8]!r}")
+        if (problem := excess(self._data)) is not None:
+            raise MediaError("corrupt", problem)
         try:
             self._container = av.open(io.BytesIO(self._data), "r", format="mp4", **_LENIENT)
         except (av.error.FFmpegError, MemoryError, ValueError) as e:
@@ -229,7 +232,7 @@ def _resample(frames: Iterator[tuple[float, av.VideoFrame]], fps: float, period:
             yield held
             count += 1
         held, end = frame, time + period
-    while held is not None and count / fps < end - 1e-6:
+    while held is not None and (count == 0 or count / fps < end - 1e-6):  # times may go back
         yield held
         count += 1
 

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mmgpt.data import media
+from mmgpt.data import media, mp4_boxes
 from mmgpt.data.media import MediaError
 
 
@@ -197,6 +197,42 @@ def _without_samples(data: bytes) -> bytes:
     start = data.index(b"mdat")
     size = struct.unpack(">I", data[start - 4 : start])[0]
     return data[start - 4 : start + 4] + bytes(size - 8) + data[start - 4 + size :]
+
+
+def test_a_rate_that_no_clip_has_still_gives_a_frame():
+    """The clip is then over at once: nothing would be on screen at any time."""
+    data = bytearray(media.encode_mp4(clip(3), 10))
+    at = data.index(b"mdhd") + 16
+    data[at : at + 4] = b"\x7f\xff\xff\xff"  # units a second
+    frames, fps = media.decode_video(bytes(data), fps=4)
+    assert len(frames) == 1 and fps == 4
+
+
+@pytest.mark.parametrize(("table", "place"), [(b"stsz", 12), (b"stts", 12), (b"ctts", 12)])
+def test_a_table_that_counts_more_than_any_clip_is_refused_before_it_is_built(table: bytes, place: int):
+    """A few bytes would cost gigabytes; so they would in a box that has no business there."""
+    data = media.encode_mp4(clip(), 10)
+    assert table in data
+    at = data.index(table) + place
+    hostile = data[:at] + b"\x7f" + data[at + 1 :]
+    if table == b"stsz":
+        hostile = hostile[: at - 4] + b"\0\0\0\1" + hostile[at:]  # all samples of one size, which needs no list
+    for found in (hostile, hostile.replace(b"stbl", b"dinf"), hostile.replace(b"minf", b"abcd")):
+        with pytest.raises(MediaError, match=f"samples are counted .{table.decode()}"):
+            media.check_video(found)
+
+
+def test_a_file_of_boxes_alone_is_refused(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(mp4_boxes, "MAX_BOXES", 1000)
+    with pytest.raises(MediaError, match="over 1000 boxes"):
+        media.check_video(media.encode_mp4(clip(2), 10) + b"\0\0\0\x08free" * 1000)
+
+
+def test_frames_are_brought_to_a_size_one_by_one():
+    data = media.encode_mp4(clip(3), 10)
+    whole, _ = media.decode_video(data)
+    small, _ = media.decode_video(data, size=lambda height, width: (height // 2, width // 4))
+    assert np.array_equal(small, [media.resize(frame, 24, 16) for frame in whole])
 
 
 def test_metadata_that_is_not_utf8_costs_no_clip():

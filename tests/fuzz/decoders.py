@@ -183,9 +183,9 @@ def parquets() -> list[bytes]:
 
 @functools.cache
 def records() -> list[bytes]:
-    codes = np.zeros((2, 3, 1), np.int32)
+    codes = np.zeros((32, 32, 1), np.int32)
     first = (Text(ids=np.arange(5, dtype=np.int32), role="user", loss=0.5), Image(codes=codes))
-    second = (Text(text="a caption"), Image(data=b"bytes", time=1.0))
+    second = (Text(text="a caption"), Image(data=bytes(4096), time=1.0))
     return [codec.encode(Document(key="k", segments=segments, meta={"a": "b"})) for segments in (first, second)]
 
 

@@ -49,9 +49,9 @@ class Report:
 class Worker:
     """A process that decodes mutants; `chunk` returns what it says, or the number at which it died and how."""
 
-    def __init__(self, decoder: str, seed: int, folder: Path) -> None:
+    def __init__(self, module: str, decoder: str, seed: int, folder: Path) -> None:
         self._status = folder / "status"
-        command = [sys.executable, "-m", "tests.fuzz.worker", decoder, str(seed), str(self._status)]
+        command = [sys.executable, "-m", "tests.fuzz.worker", module, decoder, str(seed), str(self._status)]
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
         told = self._line(STILL)
         if "died" in told:
@@ -92,13 +92,15 @@ class Worker:
         self._process.wait()
 
 
-def fuzz(decoder: str, mutants: int, seed: int, seconds: float = float("inf")) -> Report:
+def fuzz(
+    decoder: str, mutants: int, seed: int, seconds: float = float("inf"), module: str = "tests.fuzz.decoders"
+) -> Report:
     """Decodes mutants 0 to `mutants` - 1 of a seed, fewer where the time runs out."""
     report = Report(decoder=decoder, seed=seed)
     begun = time.monotonic()
     todo = collections.deque((n, min(n + CHUNK, mutants)) for n in range(0, mutants, CHUNK))
     with tempfile.TemporaryDirectory(prefix="fuzz-") as folder:
-        worker = Worker(decoder, seed, Path(folder))
+        worker = Worker(module, decoder, seed, Path(folder))
         while todo and time.monotonic() - begun < seconds:
             first, stop = todo.popleft()
             told = worker.chunk(first, stop)
@@ -108,7 +110,7 @@ def fuzz(decoder: str, mutants: int, seed: int, seconds: float = float("inf")) -
                 report.mutants += 1
                 todo.extendleft(part for part in ((died + 1, stop), (first, died)) if part[0] < part[1])
                 worker.close()
-                worker = Worker(decoder, seed, Path(folder))
+                worker = Worker(module, decoder, seed, Path(folder))
                 continue
             report.mutants += stop - first
             report.outcomes.update(told["outcomes"])

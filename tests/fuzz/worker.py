@@ -4,6 +4,7 @@ Reads lines "FIRST STOP" and answers each with a line of JSON; before each mutan
 """
 
 import collections
+import importlib
 import json
 import os
 import sys
@@ -13,7 +14,7 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from tests.fuzz.decoders import DECODERS, NAMED
+from tests.fuzz.decoders import NAMED
 from tests.fuzz.mutate import mutant
 
 
@@ -25,8 +26,8 @@ def memory(field: str) -> int:
     raise RuntimeError(f"no {field} in /proc/self/status")
 
 
-def main(name: str, seed: int, status: str) -> None:
-    decoder = DECODERS[name]
+def main(module: str, name: str, seed: int, status: str) -> None:
+    decoder = importlib.import_module(module).DECODERS[name]
     files = decoder.files()
     for data in files:
         assert decoder.decode(data) == "decoded", f"{name}: a sound file does not decode"
@@ -57,4 +58,4 @@ def main(name: str, seed: int, status: str) -> None:
 
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4])
