@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from mmgpt.core.errors import UserError
+from mmgpt.tokens import actions as robots
 from mmgpt.tokens import text as texts
 
 
@@ -76,9 +77,11 @@ class Tokenizers:
 
         if batch < 1:
             raise JobError(f"the batch is {batch} pictures; it must be at least 1.")
-        if actions is not None:
-            raise JobError(f"{actions}: there is no tokenizer for actions yet. Leave out --actions.")
-        return cls(text=texts.TextTokenizer.load(text), image=VisionTokenizer.load(vision, batch))
+        return cls(
+            text=texts.TextTokenizer.load(text),
+            image=VisionTokenizer.load(vision, batch),
+            actions=None if actions is None else robots.load(actions),
+        )
 
     def settings(self) -> dict[str, Any]:
         """What tells these tokenizers from others: their sizes, and what they make of a fixed probe."""

@@ -18,6 +18,7 @@ from mmgpt.data.record import Dataset, DatasetError, Writer
 from mmgpt.tokenize import job, work
 from mmgpt.tokenize.job import JobError, Order, parse_share, tokenize
 from mmgpt.tokenize.tokenizers import Tokenizers
+from mmgpt.tokens import actions
 from mmgpt.tokens.text import TextTokenizer
 
 
@@ -222,6 +223,28 @@ def test_frames_that_share_codes_are_encoded_as_a_clip(tmp_path):
     for number, image in enumerate((first, last)):
         expected = Means().encode(decode_image(png(number, 16, 32))[None])[0]
         np.testing.assert_array_equal(image.codes, expected)
+
+
+def test_actions_become_ids_or_are_rejected_with_their_document(tmp_path):
+    """By the tokenizer that is given, whose mark is in the settings; what it does not take is a reject."""
+    rng = np.random.default_rng(0)
+    values = [rng.normal(size=(8, 3)).astype(np.float32).cumsum(0) for _ in range(3)]
+    values.append(np.zeros((8, 2), np.float32))  # of another robot
+    documents = [Document(key=f"r{i}", segments=(Text(text="x"), Action(values=v))) for i, v in enumerate(values)]
+    source, robots = write(tmp_path / "raw", documents), actions.train(values[:3], size=400)
+    tokenizers = Tokenizers(text=Bytes(), image=Means(), actions=robots)
+    (done,) = tokenize(Order(folders={source: tmp_path / "out"}, area=256), tokenizers)
+    assert (done.documents, done.rejected) == (3, 1)
+    dataset = Dataset(tmp_path / "out")
+    for i in range(3):
+        found = dataset[i].segments[1]
+        assert isinstance(found, Action) and found.values is None
+        np.testing.assert_array_equal(found.codes, robots.encode(values[i]))
+    assert dataset.manifest["meta"]["settings"]["actions"] == robots.fingerprint()
+    (line,) = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["key"] == "r3"
+    with pytest.raises(JobError, match="other settings"):
+        run(source, tmp_path / "out")
 
 
 KILLED = """
