@@ -10,12 +10,12 @@ import numpy as np
 
 from mmgpt.core import config
 from mmgpt.core.document import Document, Image, Segment, Text, Video
-from mmgpt.core.stream import Batch, Stream, packed_causal
+from mmgpt.core.stream import Batch
 from mmgpt.data.images import ImageRows, Pictures
 from mmgpt.data.loader import PackedRows
 from mmgpt.data.mixture import Source
-from mmgpt.data.row import assemble
 from mmgpt.data.record import Writer
+from mmgpt.data.row import assemble, stacked
 from mmgpt.models.decoder import Decoder
 from mmgpt.models.gain_shape_vq import GainShapeVQ
 from mmgpt.objectives.autoencode import Autoencode
@@ -72,11 +72,7 @@ def batch(rows: int, length: int, seed: int = 0, codebooks: tuple[int, ...] = BO
             used += len(row[-1].ids)
         assert row, "a document is longer than a row"
         made.append(assemble(row, length, grammar(codebooks).pad))
-    arrays = {name: np.stack([row[name] for row in made]) for name in made[0]}
-    visibility = packed_causal(arrays.pop("document"))
-    return Batch(
-        streams={"tokens": Stream(**arrays)}, visibility={"tokens": visibility}, row_id=np.arange(rows, dtype=np.int64)
-    )
+    return stacked(made)
 
 
 def drawn(abstract: Any, seed: int = 0) -> Any:

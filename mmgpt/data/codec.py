@@ -154,5 +154,5 @@ def _decode_blob(kind: type[Segment], blob: Any, data: bytes, start: int, where:
         raise RecordError(f"blob {name!r} ends at byte {end}, the record at {len(data)}", where)
     if dtype == "bytes":
         return name, data[start:end], end
-    array = np.frombuffer(data[start:end], np.dtype(dtype).newbyteorder("<")).astype(dtype)
+    array = np.frombuffer(data, np.dtype(dtype).newbyteorder("<"), math.prod(shape), start).astype(dtype)
     return name, array.reshape(shape), end

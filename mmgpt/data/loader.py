@@ -14,13 +14,13 @@ import numpy as np
 
 from mmgpt.core.config import Config
 from mmgpt.core.document import Document, Image, Text, Video
-from mmgpt.core.stream import Batch, Stream, packed_causal
+from mmgpt.core.stream import Batch
 from mmgpt.data import mixture, pack
 from mmgpt.data.lengths import CHUNK, Lengths, Parts, document_lengths, document_parts
 from mmgpt.data.mixture import Change, Source
 from mmgpt.data.reading import Cache, LoaderError, Rejects, read_ahead
 from mmgpt.data.record import Dataset
-from mmgpt.data.row import assemble
+from mmgpt.data.row import assemble, batch_of, stacked
 from mmgpt.data.shuffle import is_held_out
 from mmgpt.tokens.grammars.grammar import Grammar, Tokens
 from mmgpt.tokens.text import TextTokenizer
@@ -134,7 +134,7 @@ class PackedRows:
             prefetch=self._config.prefetch,
             workers=self._config.workers,
         )
-        return map(_batch, arrays)
+        return map(batch_of, arrays)
 
     def held_out_batches(self, name: str, count: int) -> list[Batch]:
         """Up to `count` batches of one source's held-out documents, always the same; the last is filled up."""
@@ -147,7 +147,7 @@ class PackedRows:
         empty = assemble([], self._config.row_length, self._grammar.pad) | {"row": np.int64(-1)}
         rows += [empty] * (-len(rows) % self.batch_rows)
         parts = [rows[i : i + self.batch_rows] for i in range(0, len(rows), self.batch_rows)]
-        return [_batch({name: np.stack([row[name] for row in part]) for name in empty}) for part in parts]
+        return [stacked(part) for part in parts]
 
     def summary(self) -> dict[str, Any]:
         """Fill, tokens and epochs by source, what was rejected by the plan and at load; plain values."""
@@ -291,16 +291,3 @@ def check_text(dataset: Dataset, text: TextTokenizer) -> None:
             f"{dataset.directory}: its text was tokenised with another tokenizer than the model's. Name that one in "
             "tokens.text, or write the dataset again with `mmgpt tokenize data --text` and the model's."
         )
-
-
-def _batch(arrays: dict[str, np.ndarray]) -> Batch:
-    stream = Stream(
-        ids=arrays["ids"],
-        target=arrays["target"],
-        modality=arrays["modality"],
-        position=arrays["position"],
-        weight=arrays["weight"],
-    )
-    return Batch(
-        streams={"tokens": stream}, visibility={"tokens": packed_causal(arrays["document"])}, row_id=arrays["row"]
-    )

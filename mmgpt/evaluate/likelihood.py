@@ -9,9 +9,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmgpt.core.config import ConfigError
-from mmgpt.core.stream import Batch, Stream, packed_causal
+from mmgpt.core.stream import Batch
 from mmgpt.data.pack import pack_all
-from mmgpt.data.row import assemble
+from mmgpt.data.row import assemble, stacked
 from mmgpt.dist import axes as rules
 from mmgpt.tokens.grammars.grammar import Grammar, Tokens
 from mmgpt.train.run import Opened
@@ -79,21 +79,10 @@ class Likelihood:
 
     def _run(self, rows: Sequence[Sequence[Tokens]]) -> tuple[np.ndarray, np.ndarray]:
         parts = [assemble(row, self.row_length, self.grammar.pad) for row in rows]
-        arrays = {name: np.stack([part[name] for part in parts]) for name in parts[0]}
-        visibility = packed_causal(arrays["document"])
-        numbers = np.arange(len(rows), dtype=np.int64)
-        stream = Stream(
-            ids=arrays["ids"],
-            target=arrays["target"],
-            modality=arrays["modality"],
-            position=arrays["position"],
-            weight=arrays["weight"],
-        )
-        batch = Batch(streams={"tokens": stream}, visibility={"tokens": visibility}, row_id=numbers)
         built = self._opened.built
         with jax.set_mesh(built.mesh):
             compiled = _compiled(built.structure, self.grammar.vocabulary.used)
-            log_prob, likeliest = compiled(self._opened.params, self._opened.variables, place(batch))
+            log_prob, likeliest = compiled(self._opened.params, self._opened.variables, place(stacked(parts)))
             return np.asarray(log_prob), np.asarray(likeliest)
 
 

@@ -163,12 +163,12 @@ def test_a_row_predicts_inside_documents_only():
     assert number == [0, 1, 2, 0, 1, 2, 3, 0, 0, 0]
     assert place[0] == [10, 11, 12, 20, 21, 22, 23, 0, 0, 0] and place[1] == [-n for n in place[0]]
     assert place[2] == [11, 12, 0, 21, 22, 23, 0, 0, 0, 0] and place[3] == [-n for n in place[2]]
-    assert row["document"].tolist() == [0, 0, 0, 1, 1, 1, 1, -1, -1, -1]
+    assert row["first"].tolist() == [0, 0, 0, 3, 3, 3, 3, -1, -1, -1]
     assert row["modality"].tolist() == [1, 2, 0, 2, 0, 1, 2, 0, 0, 0]
     w3, w4 = encoded(3).weight, encoded(4).weight
     assert np.array_equal(row["weight"], np.concatenate([w3[1:], [0], w4[1:], [0, 0, 0, 0]]).astype(np.float32))
     assert {k: v.dtype.name for k, v in row.items() if k != "weight"} == dict.fromkeys(
-        ("ids", "target", "modality", "position", "document"), "int32"
+        ("ids", "target", "modality", "position", "first"), "int32"
     )
 
 
@@ -177,7 +177,7 @@ def test_a_gap_is_padding_that_moves_nothing():
     gap = assemble([encoded(3), 4, encoded(2)], 12, pad=99)
     for name, values in gap.items():
         assert np.array_equal(np.delete(values, slice(3, 7), 0), np.delete(whole[name], slice(3, 7), 0))
-    assert (gap["ids"][3:7] == 99).all() and not gap["weight"][3:7].any() and (gap["document"][3:7] == -1).all()
+    assert (gap["ids"][3:7] == 99).all() and not gap["weight"][3:7].any() and (gap["first"][3:7] == -1).all()
 
 
 def test_a_row_that_does_not_fit_is_an_error():

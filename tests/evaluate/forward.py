@@ -7,8 +7,7 @@ import jax
 import numpy as np
 import scipy.special
 
-from mmgpt.core.stream import Batch, Stream, packed_causal
-from mmgpt.data.row import assemble
+from mmgpt.data.row import assemble, stacked
 from mmgpt.tokens.grammars.grammar import Tokens
 from mmgpt.train.run import Opened
 from mmgpt.train.state import Structure
@@ -28,10 +27,7 @@ def log_probs(opened: Opened, sequences: Sequence[Tokens], length: int) -> list[
             part = sequences[first : first + ROWS]
             rows = [assemble([tokens], length, grammar.pad) for tokens in part]
             rows += [assemble([], length, grammar.pad)] * (ROWS - len(rows))
-            arrays = {name: np.stack([row[name] for row in rows]) for name in rows[0]}
-            seen = {"tokens": packed_causal(arrays.pop("document"))}
-            batch = Batch(streams={"tokens": Stream(**arrays)}, visibility=seen, row_id=np.arange(ROWS))
-            logits = np.asarray(forward(opened.params, opened.variables, place(batch)), np.float64)
+            logits = np.asarray(forward(opened.params, opened.variables, place(stacked(rows))), np.float64)
             used = scipy.special.log_softmax(logits[..., : grammar.vocabulary.used], axis=-1)
             found += [row[: len(tokens.ids)] for row, tokens in zip(used, part, strict=False)]
     return found

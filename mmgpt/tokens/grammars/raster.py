@@ -8,7 +8,6 @@ tokenizer knows blank places, a blank one is its first id alone. Roles lay nothi
 segments of the data, or come from `prompt`.
 """
 
-import functools
 from collections.abc import Mapping
 from typing import ClassVar
 
@@ -18,6 +17,7 @@ from mmgpt.core.document import KINDS, MARKS, Action, Document, Image, Segment, 
 from mmgpt.core.stream import ACTION, IMAGE, TEXT, VIDEO
 from mmgpt.tokens.grammars.grammar import PRETRAINING, GrammarConfig, GrammarError, Tokens, Weights
 from mmgpt.tokens.grammars.id_space import id_space
+from mmgpt.tokens.grammars.laid import Around, Laid, frame, joined, template
 from mmgpt.tokens.grammars.layout import Layout
 from mmgpt.tokens.grammars.marks import Marks
 from mmgpt.tokens.grammars.raster_automaton import RasterAutomaton, Size
@@ -27,9 +27,6 @@ from mmgpt.tokens.text import TextTokenizer
 
 MAX_SIDE = 999
 """Largest number in a size: three digits. Emu3 draws up to 1024 x 1024 pixels, 128 places a side of a square."""
-
-Columns = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
-"""Ids, places, modalities and weights of a part of a document."""
 
 
 class RasterConfig(GrammarConfig):
@@ -75,7 +72,8 @@ class Raster:
         self.boa, self.eoa, self.last = (control.get(name, -1) for name in ("BOA", "EOA", "EOV"))
         self.mark_ids = [control[name] for name in self.marks.controls.values()]
         self.reserved = np.array(sorted({*text.specials.values(), *control.values()}), np.int64)
-        self._no_text = self.reserved[self.reserved < self.vocabulary.text]
+        self._text_ids = np.ones(self.vocabulary.text, bool)
+        self._text_ids[self.reserved[self.reserved < self.vocabulary.text]] = False
         self.digits = () if grid else tuple(text.symbol(d) for d in "0123456789")
         self.star = -1 if grid else text.symbol("*")
         self.symbols = (*self.digits, self.star)
@@ -134,19 +132,13 @@ class Raster:
                     f"document {document.key!r}: a {type(segment).__name__} of role {segment.role!r} may not stand "
                     "here: end the block that is open, and begin it before its end."
                 )
-            parts.append(self._segment(segment, document.key))
+            parts += self._segment(segment, document.key)
         if end and self.marks.in_block[open_marks]:
             raise GrammarError(f"document {document.key!r}: a block is still open at its end; mark where it ends.")
         if end:
             last = document.segments[-1] if document.segments else Text()
             parts.append(self._control(self.eos, last))
-        ids, place, modality, weight = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return Tokens(
-            ids=ids.astype(np.int32),
-            place=place.astype(np.int32),
-            modality=modality.astype(np.int32),
-            weight=weight.astype(np.float32),
-        )
+        return joined(parts)
 
     def places(self, ids: np.ndarray) -> np.ndarray:
         place = np.zeros((len(ids), 2), np.int32)
@@ -156,32 +148,29 @@ class Raster:
             place[first : first + len(inside)] = self.layout.place(np, inside, H, W, C)
         return place
 
-    def _control(self, token: int, segment: Segment | None = None) -> Columns:
+    def _control(self, token: int, segment: Segment | None = None) -> Laid:
         weight = self.weights.text * (1.0 if segment is None else self._loss(segment))
-        return np.array([token]), np.zeros((1, 2)), np.array([TEXT]), np.array([weight])
+        return Laid(np.array([token], np.int32), None, TEXT, weight)
 
     def _loss(self, segment: Segment) -> float:
         return segment.loss * (self.weights.prompt if segment.role == "user" else 1.0)
 
-    def _segment(self, segment: Segment, key: str) -> Columns:
+    def _segment(self, segment: Segment, key: str) -> list[Laid]:
         loss = self._loss(segment)
         if isinstance(segment, Text) and segment.ids is not None:
-            mark = (
-                [self.vocabulary.control(self.marks.controls[segment.role])]
-                if segment.role in self.marks.controls
-                else []
-            )
-            ids = np.concatenate([np.array(mark, np.int32), self._text(np.asarray(segment.ids, np.int32), key)])
-            return ids, np.zeros((len(ids), 2)), np.full(len(ids), TEXT), np.full(len(ids), self.weights.text * loss)
+            ids = self._text(np.asarray(segment.ids, np.int32), key)
+            if segment.role in self.marks.controls:
+                mark = self.vocabulary.control(self.marks.controls[segment.role])
+                ids = np.concatenate([np.array([mark], np.int32), ids])
+            return [Laid(ids, None, TEXT, self.weights.text * loss)]
         if isinstance(segment, Action) and segment.codes is not None and self.boa >= 0:
             codes = np.asarray(segment.codes)
             if codes.size and (codes.min() < 0 or codes.max() >= self.vocabulary.actions):
                 raise GrammarError(
                     f"document {key!r}: an action code is outside the {self.vocabulary.actions} of the grammar."
                 )
-            ids = np.array([self.boa, *np.asarray(self.vocabulary.action_ids)[codes], self.eoa])
-            weight = np.full(len(ids), self.weights.actions * loss)
-            return ids, np.zeros((len(ids), 2)), np.full(len(ids), ACTION), weight
+            ids = np.array([self.boa, *np.asarray(self.vocabulary.action_ids)[codes], self.eoa], np.int32)
+            return [Laid(ids, None, ACTION, self.weights.actions * loss)]
         if isinstance(segment, Image | Video) and segment.codes is not None:
             return self._medium(segment, np.asarray(segment.codes), key, loss)
         raise GrammarError(
@@ -191,29 +180,24 @@ class Raster:
         )
 
     def _text(self, ids: np.ndarray, key: str) -> np.ndarray:
-        if not self.is_text(ids).all():
+        if len(ids) and (ids.min() < 0 or ids.max() >= self.vocabulary.text or not self._text_ids[ids].all()):
             raise GrammarError(
                 f"document {key!r}: a text id is outside the text tokenizer's {self.vocabulary.text}, or a control id."
             )
         return ids
 
-    def _medium(self, segment: Image | Video, codes: np.ndarray, key: str, loss: float) -> Columns:
+    def _medium(self, segment: Image | Video, codes: np.ndarray, key: str, loss: float) -> list[Laid]:
         """A picture with its places and weights; a clip as its frames where the layout knows no clips."""
         clip = isinstance(segment, Video)
         modality = VIDEO if clip else IMAGE
         grids = list(codes[:, None]) if clip and not self.layout.clips else [codes if clip else codes[None]]
-        parts: list[Columns] = []
+        parts: list[Laid] = []
         for grid in grids:
             self._check(grid, key)
             head = self._header(len(grid), *grid.shape[1:3], clip=clip)
-            body, place = self._grid(grid, whole=True)
-            ids = np.concatenate([head, body, [self.eoi]])
-            places = np.concatenate([np.zeros((len(head), 2)), place, np.zeros((1, 2))])
-            visual = (ids >= self.first[0]) & (ids < self.stop[len(self.vocabulary.codebooks) - 1])
-            weight = np.where(visual, self.weights.vision, self.weights.layout) * loss
-            parts.append((ids, places, np.full(len(ids), modality), weight))
-        ids, places, modalities, weights = (np.concatenate(columns) for columns in zip(*parts, strict=True))
-        return ids, places, modalities, weights
+            ids, place, weight = self._grid(grid, head, (self.eoi,))
+            parts.append(Laid(ids, place, modality, weight if loss == 1.0 else weight * np.float32(loss)))
+        return parts
 
     def _check(self, codes: np.ndarray, key: str) -> None:
         T, H, W, C = codes.shape
@@ -236,11 +220,11 @@ class Raster:
                 f"{H}x{W}; bring pictures to one size, or set the grammar's height and width."
             )
 
-    def _header(self, T: int, H: int, W: int, *, clip: bool) -> np.ndarray:
+    def _header(self, T: int, H: int, W: int, *, clip: bool) -> tuple[int, ...]:
         if self.grid:
-            return np.array([self.boi], np.int32)
+            return (self.boi,)
         sides = (T, H, W) if self.layout.size == "frames" or (clip and self.layout.clips) else (H, W)
-        return np.array([self.boi, *self._size(*sides), self.img], np.int32)
+        return self.boi, *self._size(*sides), self.img
 
     def _size(self, *sides: int) -> list[int]:
         ids: list[int] = []
@@ -248,19 +232,24 @@ class Raster:
             ids += [self.star] * (i > 0) + [self.digits[int(d)] for d in str(side)]
         return ids
 
-    def _grid(self, codes_THWC: np.ndarray, *, whole: bool) -> tuple[np.ndarray, np.ndarray]:
-        """Ids and places of frames; with `whole` they are all that the clip has."""
-        T, H, W, C = codes_THWC.shape
-        kind, place = _frame(self.layout, H, W, C)
-        ids = codes_THWC + np.array(self.vocabulary.codebook_starts)
+    def _grid(
+        self, codes_THWC: np.ndarray, head: tuple[int, ...], tail: tuple[int, ...], *, whole: bool = True
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Ids, places and weights of frames with what stands around them.
+
+        With `whole` the frames are all that the clip has.
+        """
+        last = self.last if self.grid and whole else -1
+        around = Around(tuple(self.first.tolist()), head, tail, last, self.weights.vision, self.weights.layout)
+        ids, place, weight, visual = template(self.layout, around, *codes_THWC.shape)
+        ids, codes = ids.copy(), codes_THWC + np.array(self.vocabulary.codebook_starts, np.int32)
         if self.blank >= 0:
-            ids[..., 1:][codes_THWC[..., 0] == 0] = -1
-        frames = np.tile(self.first[kind], (T, 1))
-        frames[:, kind < C] = ids.reshape(T, -1)
-        if self.grid and whole:
-            frames[-1, -1] = self.last
-        kept = frames >= 0
-        return frames[kept], np.broadcast_to(place, (T, *place.shape))[kept]
+            codes[..., 1:][codes_THWC[..., 0] == 0] = -1
+        ids[visual] = codes.ravel()
+        if self.blank < 0 or codes_THWC.shape[-1] == 1:
+            return ids, place, weight
+        kept = ids >= 0
+        return ids[kept], place[kept], weight[kept]
 
     # Prompts.
 
@@ -268,7 +257,7 @@ class Raster:
         if not (1 <= height <= MAX_SIDE and 1 <= width <= MAX_SIDE):
             raise GrammarError(f"an image of {height}x{width} places does not fit: sides go from 1 to {MAX_SIDE}.")
         self._check_grid(height, width)
-        return self._header(1, height, width, clip=False)
+        return np.array(self._header(1, height, width, clip=False), np.int32)
 
     def open_video(self, codes_THWC: np.ndarray, frames: int) -> np.ndarray:
         T, H, W, _ = codes_THWC.shape
@@ -277,12 +266,11 @@ class Raster:
         if not max(T, 1) <= frames <= MAX_SIDE:
             raise GrammarError(f"a clip of {frames} frames does not fit the grammar: it has {max(T, 1)} to {MAX_SIDE}.")
         if not self.layout.clips:
-            given = [self._medium(Image(), grid, "prompt", 1.0)[0] for grid in codes_THWC]
+            given = [part.ids for grid in codes_THWC for part in self._medium(Image(), grid, "prompt", 1.0)]
             return np.concatenate([*given, *([self.open_image(H, W)] if T < frames else [])]).astype(np.int32)
         self._check_grid(H, W)
         head = self._header(frames, H, W, clip=True)
-        body = self._grid(codes_THWC, whole=T == frames)[0] if T else []
-        return np.concatenate([head, body]).astype(np.int32)
+        return self._grid(codes_THWC, head, (), whole=T == frames)[0] if T else np.array(head, np.int32)
 
     def prompt(self, document: Document, *, task: str = "") -> np.ndarray:
         """See `Grammar.prompt`. Models over a tokenizer of their own have read no template: their layout is plain."""
@@ -310,14 +298,15 @@ class Raster:
                     found.append(np.array([self.vocabulary.control(self.marks.controls[part.role])]))
                 words += part.text if part.text is not None else self.text.decode([] if part.ids is None else part.ids)
             elif part is not None:
-                found.append(self._segment(part, "prompt")[0])
+                found += [laid.ids for laid in self._segment(part, "prompt")]
         return np.concatenate(found).astype(np.int32)
 
     # Back from ids.
 
     def is_text(self, ids: np.ndarray) -> np.ndarray:
         """Which ids are text: those that the text tokenizer gives."""
-        return (ids >= 0) & (ids < self.vocabulary.text) & ~np.isin(ids, self._no_text)
+        inside = (ids >= 0) & (ids < self.vocabulary.text)
+        return inside & self._text_ids[np.where(inside, ids, 0)]
 
     def action_codes(self, ids: np.ndarray) -> np.ndarray:
         """Action codes of ids; -1 for an id that is none."""
@@ -347,7 +336,7 @@ class Raster:
     def codes_of(self, ids: np.ndarray, slot: np.ndarray, frames: int, H: int, W: int) -> np.ndarray:
         """Code grid `[T, H, W, C]` of a whole picture's ids and their slots."""
         C = len(self.vocabulary.codebooks)
-        kind, _ = _frame(self.layout, H, W, C)
+        kind, _ = frame(self.layout, H, W, C)
         filled_slots = np.zeros((frames, len(kind)), np.int64)
         filled_slots.ravel()[slot] = ids
         places = filled_slots[:, kind < C].reshape(frames, H, W, C)
@@ -363,10 +352,3 @@ class Raster:
         if sizes not in self._automata:
             self._automata[sizes] = RasterAutomaton(self, sizes)
         return self._automata[sizes]
-
-
-@functools.lru_cache(maxsize=1024)
-def _frame(layout: Layout, H: int, W: int, C: int) -> tuple[np.ndarray, np.ndarray]:
-    """Kind `[slots]` and place `[slots, 2]` of each slot of a frame."""
-    slot = np.arange(layout.frame(H, W, C))
-    return layout.kind(np, slot, 2, H, W, C), layout.place(np, slot, H, W, C)
