@@ -6,12 +6,14 @@
 import tarfile
 from collections.abc import Callable, Iterator
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO, NamedTuple, Self
 
 from mmgpt.data.captions import Reject
 from mmgpt.data.files import MAX_FILE_BYTES, FileError, check_relative
 
 COMPRESSED = (".tar.gz", ".tgz", ".tar.bz2", ".tar.xz", ".tar.zst")
+_DESCRIBING = (tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, *(b"x", b"g", b"X"))  # the last three are pax's
+_MAX_DESCRIPTION = 1 << 20
 
 
 class Member(NamedTuple):
@@ -40,6 +42,17 @@ def archives(path: Path, reject: Reject) -> list[Path]:
     return found
 
 
+class _Bounded(tarfile.TarInfo):
+    """A header whose size tarfile may follow: it reads long names and the like whole, of any size they claim."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> Self:
+        info = super().frombuf(buf, encoding, errors)
+        if info.size < 0 or (info.type in _DESCRIBING and info.size > _MAX_DESCRIPTION):
+            raise tarfile.ReadError(f"a header of type {info.type!r} claims {info.size} bytes")
+        return info
+
+
 def members(file: BinaryIO, path: Path, suffixes: tuple[str, ...], reject: Reject) -> Iterator[Member]:
     """The regular members with a suffix in `suffixes`, in order; what is unsafe or too large goes to `reject`.
 
@@ -47,9 +60,11 @@ def members(file: BinaryIO, path: Path, suffixes: tuple[str, ...], reject: Rejec
     """
     end = path.stat().st_size
     try:
-        with tarfile.open(fileobj=file, mode="r:") as tar:
+        with tarfile.open(fileobj=file, mode="r:", tarinfo=_Bounded) as tar:
             while (info := tar.next()) is not None:
                 tar.members.clear()  # pyright: ignore[reportAttributeAccessIssue]  # it would grow with the archive
+                if info.size < 0:  # set by a header of its own; it would lead back, to the same member for ever
+                    raise FileError("damaged archive", f"{info.name!r} at offset {info.offset} has {info.size} bytes")
                 if info.offset_data + info.size > end:
                     raise FileError("truncated archive", f"{info.name!r} at offset {info.offset} ends after the file")
                 member = _member(info, path, suffixes, reject)

@@ -263,3 +263,38 @@ def test_an_archive_runs_and_writes_nothing(tmp_path: Path, canary: Canary) -> N
     refused = ("run", "words", "s", "h", "c", "b", "f", "twice")
     assert all(f'"a/{key}"' in rejects for key in refused) and rejects.count("written") >= 2
     assert not (raw.parent / "written").exists()
+
+
+def header(name: str, size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
+    """The header of a member; a size below 0 is written as GNU tar does."""
+    info = tarfile.TarInfo(name)
+    info.type, info.size = kind, size
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize(
+    "between",
+    [
+        header("back.png", -512),
+        header("back.png", -(1 << 70)),
+        header("x", 16, b"x") + b"16 size=-000512\n".ljust(512, b"\0") + header("back.png", 0),
+        header("long", 600 << 20, tarfile.GNUTYPE_LONGNAME),
+        header("long", 600 << 20, b"x"),
+    ],
+    ids=["back", "far back", "back by pax", "name of 600 MB", "pax of 600 MB"],
+)
+def test_sizes_that_lead_back_or_fill_the_memory_end_an_archive(between: bytes, tmp_path: Path) -> None:
+    raw = tmp_path / "raw"
+    raw.mkdir()
+    with tarfile.open(raw / "a.tar", "w") as tar:
+        for name, data in (("good.png", PNG), ("good.txt", b"a caption")):
+            info = tarfile.TarInfo(name)
+            info.size = len(data)
+            tar.addfile(info, io.BytesIO(data))
+    data = (raw / "a.tar").read_bytes()[: 4 * 512]
+    with open(raw / "a.tar", "wb") as file:
+        file.write(data + between)
+        file.truncate(700 << 20)  # zeros that take no space
+    keys, rejects = imported("webdataset", raw)
+    (line,) = map(json.loads, rejects.splitlines())
+    assert keys == ["a/good"] and line["reason"].startswith("damaged archive") and "bytes" in line["reason"]
