@@ -190,6 +190,20 @@ def test_progress_yields_every_item_and_says_so_at_the_end(monkeypatch: pytest.M
         assert text.getvalue().count("\n") == 1
 
 
+def test_a_counter_goes_on_where_an_earlier_process_was_and_estimates_from_its_own_part(
+    monkeypatch: pytest.MonkeyPatch, said: io.StringIO
+) -> None:
+    clock = iter(range(0, 10_000, 20))  # 20 s from one look to the next
+    monkeypatch.setattr(log.time, "monotonic", lambda: next(clock))
+    with log.counter(1000, label="tokenise", done=400) as advance:
+        advance(100)  # 20 s
+        advance(100)  # 40 s
+    lines = said.getvalue().splitlines()
+    assert lines[0] == "tokenise: 500/1000, 5/s, 0:01:40 left"
+    assert lines[1] == "tokenise: 600/1000, 5/s, 0:01:20 left"
+    assert lines[2] == "tokenise: 600/1000 in 60.0 s"
+
+
 def test_importing_it_imports_no_jax() -> None:
     code = "import sys, mmgpt.core.log; sys.exit('jax' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -71,6 +71,18 @@ def test_a_clip_in_windows_has_the_codes_and_frames_of_one_piece(devices: int, b
     assert np.abs(frames - np.clip((drawn + 1.0) * 127.5, 0, 255)).max() < 0.51
 
 
+def test_pictures_are_encoded_by_full_batches_of_one_compiled_shape(monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are; a picture's codes do not depend on those beside it."""
+    tokenizer = VisionTokenizer(opened(1), batch=8)
+    shapes: list[tuple[int, ...]] = []
+    real = tokenizer._encode
+    monkeypatch.setattr(tokenizer, "_encode", lambda rows: (shapes.append(rows.shape), real(rows))[1])
+    whole = tokenizer.encode(clip(21))
+    for count in (1, 8, 9, 20):
+        np.testing.assert_array_equal(tokenizer.encode(clip(21)[:count]), whole[:count])
+    assert shapes == [(8, 16, 16, 3)] * (3 + 1 + 1 + 2 + 3)
+
+
 def test_parts_of_any_lengths_make_the_same_codes() -> None:
     """As a decoder of long films yields them; nothing but a window of features is held."""
     tokenizer = VisionTokenizer(opened(1), batch=32)
