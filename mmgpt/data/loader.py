@@ -107,8 +107,7 @@ class PackedRows:
             folder = self._folder / PLANS / pack.digest(**inputs)
             if (folder / "plan.json").exists():
                 return pack.load(folder)
-        lengths = {path: Lengths.measure(self._grammar, dataset.index) for path, dataset in self._datasets.items()}
-        first, *later = [[self._source(source, lengths[source.path]) for source in phase] for phase in self._phases]
+        first, *later = self.mixtures()
         return pack.plan(
             first,
             seed=self._seed,
@@ -117,6 +116,11 @@ class PackedRows:
             changes=[(c.step * self.batch_rows, phase) for c, phase in zip(config.changes, later, strict=True)],
             directory=folder,
         )
+
+    def mixtures(self) -> list[list[Source]]:
+        """The sources of the first mixture and of each change, measured; they are large and not kept."""
+        lengths = {path: Lengths.measure(self._grammar, dataset.index) for path, dataset in self._datasets.items()}
+        return [[self._source(source, lengths[source.path]) for source in phase] for phase in self._phases]
 
     @property
     def sources(self) -> tuple[str, ...]:
