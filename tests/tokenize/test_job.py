@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mmgpt.core.document import Action, Document, Image, Text, Video
+from mmgpt.core.document import Action, Document, Image, Text, Video, equal
 from mmgpt.data.media import MediaError, decode_image, encode_mp4, encode_png
 from mmgpt.data.record import Dataset, DatasetError, Writer
 from mmgpt.tokenize import job, work
@@ -360,6 +360,9 @@ def test_a_shard_of_rejects_alone_is_empty(tmp_path):
     done = run(write(tmp_path / "raw", documents, per_shard=2), tmp_path / "out")
     assert (done.documents, done.rejected, done.complete) == (2, 2, True)
     assert [d.key for d in map(Dataset(tmp_path / "out").__getitem__, range(2))] == ["d0", "d1"]
+    again = run(tmp_path / "out", tmp_path / "again")  # what is tokenised stays, and so does the empty shard
+    assert (again.documents, again.written, again.complete) == (2, 2, True)
+    assert equal(Dataset(tmp_path / "again")[1], Dataset(tmp_path / "out")[1])
 
 
 def test_wrong_folders_are_told(source, tmp_path):
