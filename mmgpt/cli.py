@@ -17,7 +17,6 @@ from mmgpt.commands import (
     convert,
     data_digits,
     data_import,
-    data_inspect,
     data_shapes,
     tokenize_actions,
     tokenize_data,
@@ -27,6 +26,7 @@ from mmgpt.core import config
 from mmgpt.core.config import Config, ConfigError, as_flags
 from mmgpt.core.errors import UserError
 from mmgpt.core.log import console, printable, show
+from mmgpt.data_commands import data_inspect, preset_or_run
 
 FLAGS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 """Booleans are written out (`--model.scan False`), so that `key=value` works for all of them."""
@@ -89,17 +89,6 @@ def _parse(function: Callable[..., Any], args: list[str], name: str) -> Any:
     return tyro.cli(function, args=args, prog=f"mmgpt {name}", config=FLAGS)
 
 
-def _preset_or_run(name: str) -> tuple[Any, Path | None]:
-    """A preset's config, or that of a run folder with the folder."""
-    if (Path(name) / "config.json").is_file():
-        return config.load(Path(name) / "config.json"), Path(name)
-    if Path(name).is_dir() or "/" in name:
-        raise ConfigError(
-            f"{name} is no run folder: it has no config.json. Give a preset or a folder that a run wrote."
-        )
-    return presets.preset(name), None
-
-
 def _overridden(base: Any, args: list[str], prog: str) -> tuple[Any, Path | None]:
     """`base` with command-line changes of its leaves, and --run-dir."""
 
@@ -117,7 +106,7 @@ def _train(args: list[str]) -> int:
     if not args or args[0].startswith("-"):
         raise ConfigError(f"mmgpt train PRESET|FOLDER [--key value ...]; presets: {', '.join(presets.names())}.")
     name, *rest = args
-    base, folder = _preset_or_run(name)
+    base, folder = preset_or_run(name)
     from mmgpt.train.run import Run
 
     if not isinstance(base, Run):
@@ -172,7 +161,7 @@ def _config(args: list[str]) -> int:
         raise ConfigError(
             f"mmgpt config PRESET|FOLDER [--key value ...] [--json FILE]; presets: {', '.join(presets.names())}."
         )
-    base, _ = _preset_or_run(args[0])
+    base, _ = preset_or_run(args[0])
     rest, json_file = _take_option(args[1:], "--json")
     tree, _ = _overridden(base, rest, f"mmgpt config {args[0]}")
     table = Table("key", "value", title=args[0])

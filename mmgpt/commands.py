@@ -1,12 +1,12 @@
 """The commands that make data: raw files to datasets, and datasets to tokens."""
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import tyro
 
 from mmgpt.core.config import ConfigError
-from mmgpt.core.log import console, show, table, write_json
+from mmgpt.core.log import console, show, table
 
 
 def data_shapes(
@@ -80,45 +80,6 @@ def data_import(
 
     done = import_dataset(format, path, out, name, overwrite=overwrite)
     console.print(f"{out}: {done.documents} documents, {sum(done.rejected.values())} rejected")
-
-
-def data_inspect(
-    path: tyro.conf.Positional[Path],
-    documents: int = 20,
-    html: Path | None = None,
-    text: Path | None = None,
-    vision: Path | None = None,
-    json: Path | None = None,
-) -> None:
-    """Shows what a dataset holds.
-
-    Args:
-        path: a dataset folder, raw or tokenised.
-        documents: how many documents the page shows.
-        html: write a page of documents with their pictures.
-        text: text tokenizer that turns a tokenised dataset's ids back into text on the page.
-        vision: image tokenizer's run folder that draws its codes.
-        json: write the statistics.
-    """
-    from mmgpt.data.inspect import documents_html, statistics
-    from mmgpt.data.record import Dataset
-    from mmgpt.tokens.text import TextTokenizer
-
-    dataset = Dataset(path)
-    found = statistics(dataset)
-    show(table(str(path), {key: {"value": value} for key, value in _flat(found).items()}))
-    if html is not None:
-        decode_text = TextTokenizer.load(text).decode if text is not None else None
-        decode_codes = None
-        if vision is not None:
-            from mmgpt.tokenize.vision import VisionTokenizer
-
-            decode_codes = VisionTokenizer.load(vision).decode
-        page = documents_html(dataset, documents, text=decode_text, pixels=decode_codes)
-        html.write_text(page)
-        console.print(f"wrote {html}")
-    if json is not None:
-        write_json(json, found)
 
 
 def tokenize_text(
@@ -220,17 +181,6 @@ def tokenize_data(
             f"{each.directory}: {each.documents} documents, {each.rejected} rejected, {each.written} of "
             f"{each.shards} shards written now{state}"
         )
-
-
-def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested tables as dotted keys."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{key}.")
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def convert(

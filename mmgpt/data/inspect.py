@@ -1,92 +1,32 @@
-"""A look into a record dataset: statistics as plain values, and a page that shows documents with their pictures."""
+"""A look into record datasets: documents as plain values, and a page of them with their pictures and tokens."""
 
 import base64
-import collections
-import html
-import json
-from collections.abc import Callable
+import dataclasses
+import itertools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
+from markupsafe import Markup
 
-from mmgpt.core.document import KINDS, Document, Image, Segment, Text, Video
+from mmgpt.core.document import Document, Image, Segment, Text, Video
+from mmgpt.data.figures import by_kind_svg, histogram_svg
+from mmgpt.data.laid_out import Piece, pieces
 from mmgpt.data.media import MediaError, check_video, decode_image, decode_video, encode_gif, encode_png, fit, resize
+from mmgpt.data.pages import page
 from mmgpt.data.record import Dataset, RecordError
+from mmgpt.data.statistics import statistics
+from mmgpt.tokens.grammars.grammar import Grammar, GrammarError
+
+__all__ = ["Shown", "described", "documents_html", "page_html", "statistics"]
 
 _THUMBNAIL_AREA = 256 * 256
 _CLIP_FRAMES = 24
 _CLIP_FPS = 8.0
+_PIECES = 1500
+"""Pieces of a document that are shown: stories of a hundred pictures stay readable."""
+_GRIDS = 12
 _IMAGE_NAMES = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"RI": "WebP", b"GI": "GIF"}  # by their first two bytes
-_PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
-<title>{title}</title><style>
-body {{ font: 15px/1.45 system-ui, sans-serif; margin: 2em auto; max-width: 60em; color: #222; }}
-article {{ border-top: 1px solid #ccc; padding: .8em 0; }} h2 {{ font-size: 1em; margin: 0; }}
-img {{ display: block; margin: .4em 0; max-width: 100%; }} small {{ color: #777; }} p {{ margin: .3em 0; }}
-pre {{ background: #f6f6f6; padding: .6em; white-space: pre-wrap; }}
-</style></head><body><h1>{title}</h1><pre>{summary}</pre>
-{articles}
-</body></html>
-"""
-
-
-def statistics(dataset: Dataset) -> dict[str, Any]:
-    """Counts and sizes as JSON values, from the manifest and the index alone (no record is read but the first).
-
-    `lengths` of texts are characters when raw, ids when tokenised; `grids` counts code grids "TxHxWxC".
-    """
-    index, shards = dataset.index, dataset.manifest["shards"]
-    kinds = {kind.__name__.lower(): int(np.sum(index.kind == i)) for i, kind in enumerate(KINDS)}
-    texts = index.shape[index.kind == KINDS.index(Text), 0]
-    media = index.shape[(index.kind == KINDS.index(Image)) | (index.kind == KINDS.index(Video)), :4]
-    shapes, counts = np.unique(media, axis=0, return_counts=True)
-    grids = {"x".join(map(str, s)): int(n) for s, n in zip(shapes.tolist(), counts, strict=True) if any(s)}
-    size = sum(shard["bytes"] for shard in shards)
-    return {
-        "name": dataset.name,
-        "form": "tokenised" if len(dataset) and _tokenised(dataset[0]) else "raw",
-        "documents": len(dataset),
-        "segments": {kind: n for kind, n in kinds.items() if n},
-        "text_lengths": _spread(texts),
-        "segments_per_document": _spread(np.diff(index.offset)),
-        "grids": grids,
-        "codes": int(media.astype(np.int64).prod(axis=1).sum()),
-        "shards": len(shards),
-        "bytes": size,
-        "bytes_per_document": round(size / max(1, len(dataset)), 1),
-        "rejected": dataset.manifest["rejected"],
-        "rejected_for": _reject_reasons(dataset),
-    }
-
-
-def _tokenised(document: Document) -> bool:
-    held = [vars(s).get("ids") if isinstance(s, Text) else vars(s).get("codes") for s in document.segments]
-    return any(h is not None for h in held)
-
-
-def _spread(values: np.ndarray) -> dict[str, float]:
-    if not len(values):
-        return {}
-    low, middle, high = np.percentile(values, (5, 50, 95)).round(1).tolist()
-    return {
-        "sum": int(values.sum(dtype=np.int64)),
-        "mean": round(float(values.mean()), 2),
-        "min": int(values.min()),
-        "p5": low,
-        "p50": middle,
-        "p95": high,
-        "max": int(values.max()),
-    }
-
-
-def _reject_reasons(dataset: Dataset) -> dict[str, int]:
-    path = dataset.directory / "rejects.jsonl"
-    reasons: collections.Counter[str] = collections.Counter()
-    if path.is_file():
-        with open(path, encoding="utf-8") as lines:
-            for line in lines:
-                reasons[json.loads(line)["reason"].partition(":")[0]] += 1
-    return dict(reasons.most_common())
 
 
 def described(document: Document) -> dict[str, Any]:
@@ -121,6 +61,23 @@ def _described_medium(segment: Segment) -> str:
         return f"{e.reason}, {len(data)} bytes"
 
 
+# --- the page
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Shown:
+    """How a page shows tokenised documents; without its part, what would be shown is named.
+
+    `text` turns ids into a string, `pixels` codes [N, H, W, C] into uint8 [N, H, W, 3], `clip` those of a clip (by
+    default `pixels` does), and `grammar` lays out the tokens and measures lengths.
+    """
+
+    grammar: Grammar | None = None
+    text: Callable[[list[int]], str] | None = None
+    pixels: Callable[[np.ndarray], np.ndarray] | None = None
+    clip: Callable[[np.ndarray], np.ndarray] | None = None
+
+
 def documents_html(
     dataset: Dataset,
     n: int,
@@ -128,62 +85,114 @@ def documents_html(
     text: Callable[[list[int]], str] | None = None,
     pixels: Callable[[np.ndarray], np.ndarray] | None = None,
 ) -> str:
-    """A page of `n` documents spread evenly over the dataset; all text is escaped and the page loads nothing.
-
-    For tokenised data, `text` turns ids into a string and `pixels` turns codes [N, H, W, C] into uint8 [N, H, W, 3];
-    without them the numbers are named.
-    """
-    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(n, len(dataset))).astype(int)) if len(dataset) else []
-    articles = []
-    for i in chosen:
-        try:
-            document = dataset[int(i)]
-        except RecordError as e:
-            articles.append(f"<article><h2>{i}</h2><p>{html.escape(str(e))}</p></article>")
-            continue
-        body = "\n".join(_segment_html(s, text, pixels) for s in document.segments)
-        meta = html.escape(", ".join(f"{k}: {v}" for k, v in document.meta.items()))
-        articles.append(f"<article><h2>{i}: {html.escape(document.key)}</h2><small>{meta}</small>\n{body}</article>")
-    summary = html.escape(json.dumps(statistics(dataset), indent=2))
-    return _PAGE.format(title=html.escape(dataset.name), summary=summary, articles="\n".join(articles))
+    """A page of one dataset; see `page_html`."""
+    return page_html(dataset.name, {dataset.name: dataset}, n, Shown(text=text, pixels=pixels))
 
 
-def _segment_html(
-    segment: Segment, text: Callable[[list[int]], str] | None, pixels: Callable[[np.ndarray], np.ndarray] | None
+def page_html(
+    title: str, datasets: Mapping[str, Dataset], n: int, shown: Shown, found: Mapping[str, Any] | None = None
 ) -> str:
+    """A page of `n` documents of each dataset, spread evenly over it, with statistics; it loads nothing.
+
+    `found` are the statistics by name, where they are known already.
+    """
+    found = found or {name: statistics(dataset, shown.grammar) for name, dataset in datasets.items()}
+    everything = sum(each["lengths"].get("sum", 0) for each in found.values())
+    units = {each["length_unit"] for each in found.values()}
+    sums = {name: each["length_sums"] for name, each in found.items()}
+    return page(
+        "inspect.html.jinja",
+        title=title,
+        grammar=shown.grammar.name if shown.grammar else "",
+        overview=Markup(by_kind_svg(sums, units.pop(), title)) if len(units) == 1 < len(found) else "",
+        sections=[_section(name, dataset, n, shown, found[name], everything) for name, dataset in datasets.items()],
+    )
+
+
+def _section(
+    name: str, dataset: Dataset, n: int, shown: Shown, found: dict[str, Any], everything: int
+) -> dict[str, Any]:
+    empty = dict.fromkeys(("sum", "mean", "min", "p5", "p50", "p95", "max"), 0)
+    grids = dict(sorted(found["grids"].items(), key=lambda grid: -grid[1]))
+    few = dict(itertools.islice(grids.items(), _GRIDS))
+    if len(grids) > len(few):
+        few[f"{len(grids) - len(few)} more"] = sum(grids.values()) - sum(few.values())
+    chosen = np.unique(np.linspace(0, len(dataset) - 1, min(n, len(dataset))).astype(int)) if len(dataset) else []
+    return {
+        "name": name,
+        "found": found | {"lengths": found["lengths"] or empty},
+        "share": found["lengths"].get("sum", 0) / max(1, everything),
+        "chart": Markup(histogram_svg(found, name)),
+        "segments": _counted(found["segments"]),
+        "sums": _counted(found["length_sums"]),
+        "grids": _counted(few),
+        "rejects": _counted(found["rejected_for"]),
+        "documents": [_document(dataset, int(i), shown) for i in chosen],
+    }
+
+
+def _counted(counts: Mapping[str, int]) -> list[dict[str, Any]]:
+    everything = max(1, sum(counts.values()))
+    return [{"name": name, "count": count, "share": count / everything} for name, count in counts.items()]
+
+
+def _document(dataset: Dataset, i: int, shown: Shown) -> dict[str, Any]:
+    view: dict[str, Any] = {"number": i, "key": "", "meta": "", "fault": "", "segments": [], "pieces": []}
+    try:
+        document = dataset[i]
+    except RecordError as e:
+        return view | {"fault": str(e)}
+    view["key"], view["meta"] = document.key, ", ".join(f"{k}: {v}" for k, v in document.meta.items())
+    view["segments"] = [_content(segment, shown) | {"note": _note(segment)} for segment in document.segments]
+    if shown.grammar is None or not any(_is_tokenised(segment) for segment in document.segments):
+        return view
+    try:
+        laid = pieces(shown.grammar, shown.grammar.encode(document))
+    except GrammarError as e:
+        return view | {"fault": str(e)}
+    view["pieces"] = list(itertools.islice(laid, _PIECES))
+    if left := sum(piece.folded or 1 for piece in laid):
+        view["pieces"].append(Piece(kind="control", label=f"… {left:,} ids more", folded=left))
+    return view
+
+
+def _is_tokenised(segment: Segment) -> bool:
+    return vars(segment).get("ids") is not None or vars(segment).get("codes") is not None
+
+
+def _note(segment: Segment) -> str:
     notes = [segment.role] if segment.role else []
     notes += [f"{segment.time:g} s"] if segment.time is not None else []
     notes += [f"loss {segment.loss:g}"] if segment.loss != 1.0 else []
-    note = f" <small>{html.escape(', '.join(notes))}</small>" if notes else ""
-    return f"<div>{_content_html(segment, text, pixels)}{note}</div>"
+    return ", ".join(notes)
 
 
-def _content_html(
-    segment: Segment, text: Callable[[list[int]], str] | None, pixels: Callable[[np.ndarray], np.ndarray] | None
-) -> str:
+def _content(segment: Segment, shown: Shown) -> dict[str, Any]:
+    """A segment as words, or as a picture to show."""
+    clip = shown.clip or shown.pixels
     try:
         match segment:
             case Text(text=str() as words):
-                return f"<p>{html.escape(words)}</p>"
+                return {"text": words}
             case Text(ids=np.ndarray() as ids):
-                return f"<p>{html.escape(text(ids.tolist()) if text else f'{len(ids)} ids')}</p>"
+                return {"text": shown.text(ids.tolist()) if shown.text else f"{len(ids)} ids"}
             case Image(data=bytes() as data):
                 return _picture(decode_image(data)[None], 1.0)
-            case Image(codes=np.ndarray() as codes) if pixels:
-                return _picture(pixels(codes[None]), 1.0)
+            case Image(codes=np.ndarray() as codes) if shown.pixels:
+                return _picture(shown.pixels(codes[None]), 1.0)
             case Video(data=bytes() as data):
                 return _picture(*decode_video(data, fps=_CLIP_FPS, max_frames=_CLIP_FRAMES))
-            case Video(codes=np.ndarray() as codes) if pixels:
-                return _picture(pixels(codes[:_CLIP_FRAMES]), segment.fps or _CLIP_FPS)
+            case Video(codes=np.ndarray() as codes) if clip:
+                return _picture(clip(codes[:_CLIP_FRAMES]), segment.fps or _CLIP_FPS)
     except MediaError as e:
-        return f"<p>{html.escape(str(e))}</p>"
+        return {"text": str(e)}
     held = {k: v.shape for k, v in vars(segment).items() if isinstance(v, np.ndarray)}
-    return f"<p>{type(segment).__name__} {html.escape(', '.join(f'{k} {list(s)}' for k, s in held.items()))}</p>"
+    return {"text": f"{type(segment).__name__} {', '.join(f'{k} {list(s)}' for k, s in held.items())}"}
 
 
-def _picture(frames: np.ndarray, fps: float) -> str:
+def _picture(frames: np.ndarray, fps: float) -> dict[str, Any]:
     height, width = fit(*frames.shape[1:3], area=_THUMBNAIL_AREA, multiple=1)
     frames = np.stack([resize(f, height, width) for f in frames])
     kind, data = ("png", encode_png(frames[0])) if len(frames) == 1 else ("gif", encode_gif(frames, fps))
     alt = f"{height}x{width}" if len(frames) == 1 else f"{len(frames)} frames of {height}x{width}"
-    return f'<img alt="{alt}" src="data:image/{kind};base64,{base64.b64encode(data).decode()}">'
+    return {"text": None, "alt": alt, "src": f"data:image/{kind};base64,{base64.b64encode(data).decode()}"}

@@ -1,16 +1,11 @@
-"""Charts as inline SVG that fits a light and a dark page: lines in mid tones, text in the page's own colour."""
+"""Charts of lines as inline SVG, in panels side by side."""
 
-import io
 from collections.abc import Mapping, Sequence
-from typing import Any
 
-import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = ("#3b82f6", "#e5843a", "#2fa36b", "#c0569b", "#8a76e8", "#9a8c4a", "#4aa3b5")
-_INK = "#123456"
-"""Stands for the page's text colour until the SVG is written."""
+from mmgpt.core.svg import COLOURS, svg
 
 Line = tuple[Sequence[float], Sequence[float]]
 """x and y of a line."""
@@ -23,25 +18,12 @@ def lines_svg(panels: Mapping[str, Mapping[str, Line]], x_label: str, name: str)
     """
     labels = list(dict.fromkeys(label for lines in panels.values() for label in lines))
     colours = {label: COLOURS[i % len(COLOURS)] for i, label in enumerate(labels)}
-    settings: dict[Any, Any] = {
-        "svg.fonttype": "none",
-        "svg.hashsalt": name,
-        "font.family": "sans-serif",
-        "font.size": 10,
-        "text.color": _INK,
-        "axes.edgecolor": _INK,
-        "axes.labelcolor": _INK,
-        "xtick.color": _INK,
-        "ytick.color": _INK,
-    }
-    with matplotlib.rc_context(settings):
-        figure = Figure(figsize=(max(4.2, 3.6 * len(panels)), 2.8), layout="constrained")
+
+    def draw(figure: Figure) -> None:
         for place, (title, lines) in enumerate(panels.items(), 1):
             _panel(figure.add_subplot(1, len(panels), place), title, lines, colours, x_label)
-        out = io.StringIO()
-        figure.savefig(out, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
-    svg = out.getvalue()
-    return svg[svg.index("<svg") :].replace(_INK, "currentColor")
+
+    return svg(draw, max(4.2, 3.6 * len(panels)), 2.8, name)
 
 
 def _panel(axes: Axes, title: str, lines: Mapping[str, Line], colours: Mapping[str, str], x_label: str) -> None:
