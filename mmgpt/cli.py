@@ -26,7 +26,7 @@ from mmgpt.core import config
 from mmgpt.core.config import Config, ConfigError, as_flags
 from mmgpt.core.errors import UserError
 from mmgpt.core.log import console, printable, show
-from mmgpt.data_commands import data_inspect, preset_or_run
+from mmgpt.data_commands import data_inspect, data_plan, preset_or_run
 
 FLAGS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
 """Booleans are written out (`--model.scan False`), so that `key=value` works for all of them."""
@@ -102,15 +102,46 @@ def _overridden(base: Any, args: list[str], prog: str) -> tuple[Any, Path | None
     return parsed.config, parsed.run_dir
 
 
+def _data_plan(args: list[str]) -> None:
+    usage = "mmgpt data plan PRESET|FOLDER [--key value ...] [--html FILE] [--json FILE] [--png FILE]"
+    if args and args[0] in ("-h", "--help"):
+        sys.stdout.write(f"usage: {usage}   (`mmgpt data plan PRESET --help` tells all keys)\n")
+        return
+    if not args or args[0].startswith("-"):
+        raise ConfigError(f"{usage}; presets: {', '.join(presets.names())}.")
+    name, *rest = args
+    base, folder = preset_or_run(name)
+    _check_run(base, name)
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        config: Annotated[Config, tyro.conf.arg(name="")] = base
+        run_dir: Path | None = folder
+        """Folder of the run, where its plan is kept; by default that of FOLDER, and of a preset none."""
+        html: Path | None = None
+        """Write a page with the warnings, tables and pictures."""
+        json: Path | None = None
+        """Write the numbers and the warnings."""
+        png: Path | None = None
+        """Write the picture of some packed rows."""
+
+    asked = tyro.cli(Options, args=as_flags(rest), prog=f"mmgpt data plan {name}", config=FLAGS)
+    data_plan(name, asked.config, asked.run_dir, asked.html, asked.json, asked.png)
+
+
+def _check_run(base: Any, name: str) -> None:
+    from mmgpt.train.run import Run
+
+    if not isinstance(base, Run):
+        raise ConfigError(f"{name!r} is no training run but a {type(base).__name__}; `mmgpt run {name}` runs a recipe.")
+
+
 def _train(args: list[str]) -> int:
     if not args or args[0].startswith("-"):
         raise ConfigError(f"mmgpt train PRESET|FOLDER [--key value ...]; presets: {', '.join(presets.names())}.")
     name, *rest = args
     base, folder = preset_or_run(name)
-    from mmgpt.train.run import Run
-
-    if not isinstance(base, Run):
-        raise ConfigError(f"{name!r} is no training run but a {type(base).__name__}; `mmgpt run {name}` runs a recipe.")
+    _check_run(base, name)
     run, run_dir = _overridden(base, rest, f"mmgpt train {name}")
     run_dir = run_dir or folder or Path("runs") / name
     for key, (old, new) in config.difference(run, base).items():
@@ -232,7 +263,8 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "data shapes": (_parsed(data_shapes, "data shapes"), "write the shapes corpus as raw files"),
     "data digits": (_parsed(data_digits, "data digits"), "write scikit-learn's handwritten digits as raw files"),
     "data import": (_parsed(data_import, "data import"), "raw files to a record dataset"),
-    "data inspect": (_parsed(data_inspect, "data inspect"), "what a dataset holds"),
+    "data inspect": (_parsed(data_inspect, "data inspect"), "what a dataset, or a folder of them, holds"),
+    "data plan": (_data_plan, "what a run will read: fill, tokens by source, warnings"),
     "tokenize text": (_parsed(tokenize_text, "tokenize text"), "train a text tokenizer"),
     "tokenize actions": (_parsed(tokenize_actions, "tokenize actions"), "train a tokenizer of robot actions"),
     "tokenize data": (_parsed(tokenize_data, "tokenize data"), "raw datasets to ids and codes"),

@@ -1,6 +1,8 @@
 """The commands that show data: what datasets hold, and what a run will read of them."""
 
+import contextlib
 import dataclasses
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +13,12 @@ from mmgpt import presets
 from mmgpt.core import config
 from mmgpt.core.config import ConfigError
 from mmgpt.core.errors import UserError
-from mmgpt.core.log import console, show, table, write_atomic, write_json
-from mmgpt.data.pages import number
+from mmgpt.core.log import check_writable, console, show, table, write_atomic, write_json
+from mmgpt.data.pages import number, percent
 
 if TYPE_CHECKING:
     from mmgpt.data.inspect import Shown
+    from mmgpt.data.loader import PackedRows
     from mmgpt.data.record import Dataset
     from mmgpt.train.run import Tokens
 
@@ -183,3 +186,103 @@ def _flat(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[f"{prefix}{key}"] = value
     return flat
+
+
+# --- the plan of a run
+
+
+def data_plan(
+    name: str,
+    run: Any,
+    folder: Path | None,
+    html: Path | None = None,
+    json: Path | None = None,
+    png: Path | None = None,
+) -> None:
+    """Tells what a run will read, without its model; the plan is kept in the run's folder where there is one."""
+    from mmgpt.data.loader import PackedRows
+    from mmgpt.data.plan_page import plan_html, rows_picture
+    from mmgpt.data.plan_values import describe
+    from mmgpt.data.plan_warnings import warnings
+
+    if not isinstance(run.data, PackedRows.Config) or run.tokens is None:
+        raise ConfigError(f"{name} reads no packed documents but {type(run.data).__qualname__}: it has no such plan.")
+    for file in (html, json, png):
+        if file is not None:
+            check_writable(file)
+    _check_datasets(run.data, run.tokens)
+    with contextlib.ExitStack() as stack:
+        if folder is None:  # memory holds one window of rows, however long the plan is
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="mmgpt-plan-")))
+        rows = run.data.build(run.tokens.build(), seed=run.seed, rows=run.steps * run.data.batch_rows, folder=folder)
+        told = describe(run.data, rows, run.steps)
+        warned = warnings(told)
+        _show_plan(name, told.values, warned)
+        if html is not None:
+            write_atomic(html, plan_html(told, warned, name))
+        if png is not None:
+            write_atomic(png, rows_picture(told))
+        if json is not None:
+            write_json(json, told.values | {"warnings": warned})
+        rows.close()
+    for file in (html, json, png):
+        if file is not None:
+            console.print(f"wrote {file}")
+
+
+def _check_datasets(data: "PackedRows.Config", tokens: "Tokens") -> None:
+    """ConfigError that names the datasets that are not there, and what makes them."""
+    from mmgpt.recipe import Recipe
+
+    everything = [source.path for phase in (data.sources, *(c.sources for c in data.changes)) for source in phase]
+    missing = [path for path in dict.fromkeys(everything) if not (Path(path) / MANIFEST).is_file()]
+    if not missing:
+        return
+    made = (
+        f"`mmgpt tokenize data RAW_DATASET --text {tokens.text or 'TEXT'} --vision {tokens.vision or 'VISION'} --out "
+        f"{Path(missing[0]).parent}` writes it"
+    )
+    recipes = {name: found for name in presets.names() if isinstance(found := presets.preset(name), Recipe)}
+    for name, recipe in recipes.items():
+        if Path(missing[0]).is_relative_to(recipe.directory):
+            made = f"`mmgpt run {name}` makes it with all else; {made} alone"
+    count = "" if len(missing) == 1 else f" (and {len(missing) - 1} more: {', '.join(missing[1:])})"
+    raise ConfigError(f"{missing[0]}{count}: no dataset is there. {made}; or name yours in --data.sources.")
+
+
+def _show_plan(name: str, values: dict[str, Any], warned: list[str]) -> None:
+    facts = {
+        "steps": f"{values['steps']:,} of {values['batch_rows']:,} rows of {values['row_length']:,} tokens",
+        "rows": f"{values['rows']:,}, {values['documents']:,} documents",
+        "tokens": f"{values['tokens']:,}",
+        "fill": percent(values["fill"]),
+        "wasted context": f"{percent(values['padding_share'])}, {values['padding']:,} tokens of padding",
+    }
+    made = Table("", "", title=f"{name}: what it will read", show_header=False)
+    for fact, value in facts.items():
+        made.add_row(fact, value)
+    show(made)
+    columns = ("weight", "share", "tokens", "documents", "passes", "mean length", "rows", "a batch", "held out")
+    sources = Table("source", *columns, "rejected", title="by source")
+    for source, s in values["sources"].items():
+        numbers = (s["tokens"], s["documents"], s["epochs"], s["mean_length"])
+        sources.add_row(
+            source,
+            percent(s["weight"]),
+            percent(s["share"]),
+            *map(number, numbers),
+            percent(s["rows"] / values["rows"]),
+            number(s["documents_a_batch"]),
+            number(s["held_out"]),
+            ", ".join(f"{n:,} {reason}" for reason, n in s["rejected"].items()) or "0",
+        )
+    show(sources)
+    if len(values["mixtures"]) > 1:
+        mixtures = Table("steps", "tokens", *values["sources"], title="by mixture: share of weight")
+        for m in values["mixtures"]:
+            cells = [m["sources"].get(source) for source in values["sources"]]
+            shares = [f"{percent(c['share'])} of {percent(c['weight'])}" if c else "" for c in cells]
+            mixtures.add_row(f"{m['from_step']:,} to {m['to_step']:,}", number(m["tokens"]), *shares)
+        show(mixtures)
+    for warning in warned:
+        show(f"! {warning}")
