@@ -278,11 +278,13 @@ def _show_plan(name: str, values: dict[str, Any], warned: list[str]) -> None:
         )
     show(sources)
     if len(values["mixtures"]) > 1:
-        mixtures = Table("steps", "tokens", *values["sources"], title="by mixture: share of weight")
+        mixtures = Table("steps", "tokens", "fill", *values["sources"], title="by mixture: share of weight")
         for m in values["mixtures"]:
             cells = [m["sources"].get(source) for source in values["sources"]]
             shares = [f"{percent(c['share'])} of {percent(c['weight'])}" if c else "" for c in cells]
-            mixtures.add_row(f"{m['from_step']:,} to {m['to_step']:,}", number(m["tokens"]), *shares)
+            mixtures.add_row(
+                f"{m['from_step']:,} to {m['to_step']:,}", number(m["tokens"]), percent(m["fill"]), *shares
+            )
         show(mixtures)
     for warning in warned:
         show(f"! {warning}")

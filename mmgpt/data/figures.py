@@ -16,7 +16,9 @@ PADDING = "#d9dcdf"
 """Colour of padding, hatched."""
 _HATCH = "#aab0b6"
 _MORE = ("#6b7f99", "#b8a13a", "#7fb36b", "#a05a4a", "#5e5ea8", "#c88fb0", "#7a7a7a")
-_NUMBER = FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) < 1e5 else EngFormatter(sep=" ")(value))
+_SHARES = 40
+"""Spans of a run for which shares are drawn."""
+_NUMBER = FuncFormatter(lambda value, _: f"{value:,.0f}" if abs(value) < 1e4 else EngFormatter(sep=" ")(value))
 
 
 def colour(number: int) -> str:
@@ -47,7 +49,11 @@ def _bars(axes: Axes, edges: list[int], counts: list[int], paint: str) -> None:
     at = np.arange(len(counts))
     axes.bar(at + 0.5, counts, 0.92, color=paint)
     every = max(1, -(-len(edges) // 9))
-    axes.set_xticks(np.arange(len(edges))[::every], [_NUMBER(edge) for edge in edges[::every]], fontsize=8)
+    axes.set_xticks(
+        np.arange(len(edges))[::every],
+        [f"{edge:,}" if edge < 1e6 else _NUMBER(edge) for edge in edges[::every]],
+        fontsize=8,
+    )
     axes.yaxis.set_major_formatter(_NUMBER)
     axes.yaxis.set_major_locator(MaxNLocator(4))
     axes.tick_params(axis="y", labelsize=8)
@@ -121,11 +127,11 @@ def tokens_png(steps: np.ndarray, tokens: Mapping[str, np.ndarray], changes: Seq
     total.stackplot(steps, stack, colors=colours, labels=list(tokens), linewidth=0)
     total.set_title("tokens by source so far", fontsize=10)
     total.yaxis.set_major_formatter(EngFormatter(sep=" "))
-    gained = np.diff(stack, axis=1)
-    part = gained / np.maximum(1, gained.sum(axis=0))
-    for i, values in enumerate(part):
-        shares.stairs(values, steps, color=colours[i], linewidth=1.4, baseline=None)
-    shares.set_title("share of the tokens at each step", fontsize=10)
+    coarse = np.unique(np.linspace(0, len(steps) - 1, _SHARES + 1).astype(int))  # few documents a span are noise
+    gained = np.diff(stack[:, coarse], axis=1)
+    for i, values in enumerate(gained / np.maximum(1, gained.sum(axis=0))):
+        shares.stairs(values, steps[coarse], color=colours[i], linewidth=1.4, baseline=None)
+    shares.set_title("share of the tokens", fontsize=10)
     shares.set_ylim(bottom=0.0)
     shares.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:.0f} %"))
     for axes in (total, shares):

@@ -38,7 +38,7 @@ class Measured:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Survey:
-    """Spans of rows `edges [N + 1]`, and of each `tokens [N, S]` by number of source and `rows [N, names]` that hold it.
+    """Spans of rows `edges [N + 1]`; of each, `tokens [N, S]` by number of source and `rows [N, names]` that hold it.
 
     `looked` rows were looked at; for the others that is reckoned.
     """
@@ -103,7 +103,7 @@ def describe(config: PackedRows.Config, rows: PackedRows, steps: int) -> Describ
             "rejected": held["rejected"].get(name, {}),
             "ends_at_step": _end(plan, survey, name, batch, [*mine.values()][-1], used["documents"]),
         }
-    values["mixtures"] = _by_mixture(mixtures, survey, starts, ends)
+    values["mixtures"] = _by_mixture(mixtures, survey, starts, ends, batch * plan.row_length)
     return Described(values=values, mixtures=mixtures, survey=survey, plan=plan, config=config)
 
 
@@ -160,15 +160,22 @@ def _surveyed(plan: Plan, names: list[str]) -> Survey:
 
 
 def _by_mixture(
-    mixtures: list[list[Measured]], survey: Survey, starts: list[int], ends: list[int]
+    mixtures: list[list[Measured]], survey: Survey, starts: list[int], ends: list[int], context: int
 ) -> list[dict[str, Any]]:
-    """What each mixture gave; a document of the one before may still come after a change."""
+    """What each mixture gave, and the fill of its steps, each of `context` tokens.
+
+    A document of the one before may still come after a change.
+    """
     found, number = [], 0
-    for mixture, start, end in zip(mixtures, starts, ends, strict=True):
+    so_far = np.concatenate(([0.0], np.cumsum(survey.tokens.sum(axis=1))))
+    at = np.interp(np.array([*starts, ends[-1]]) / ends[-1] * survey.edges[-1], survey.edges, so_far)
+    for mixture, start, end, in_rows in zip(mixtures, starts, ends, np.diff(at).tolist(), strict=True):
         tokens = survey.tokens[:, number : number + len(mixture)].sum(axis=0)
         shares = tokens / max(1.0, tokens.sum())
         sources = {m.name: {"weight": m.weight, "share": float(s)} for m, s in zip(mixture, shares, strict=True)}
-        found.append({"from_step": start, "to_step": end, "tokens": round(float(tokens.sum())), "sources": sources})
+        fill = in_rows / ((end - start) * context)
+        found.append({"from_step": start, "to_step": end, "tokens": round(float(tokens.sum())), "fill": fill})
+        found[-1]["sources"] = sources
         number += len(mixture)
     return found
 

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
@@ -21,8 +22,8 @@ _COUNTS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight",
 def warnings(told: Described) -> list[str]:
     """All that is worth a thought before the run, what costs most first."""
     mixtures = zip(told.mixtures, told.values["mixtures"], strict=True)
-    misfits = [warning for mixture, values in mixtures for warning in _misfits(told, mixture, values["from_step"])]
-    return [*misfits, *_fill(told, bool(misfits)), *_left_out(told), *_passes(told), *_thin(told), *_steps(told)]
+    unfit = [warning for mixture, values in mixtures for warning in _misfits(told, mixture, values)]
+    return [*unfit, *_fill(told, bool(unfit)), *_left_out(told), *_passes(told), *_thin(told), *_steps(told)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,13 +79,13 @@ def _held(lengths: np.ndarray, most: int) -> float:
     return float(lengths[lengths <= most].sum(dtype=np.int64) / max(1, lengths.sum(dtype=np.int64)))
 
 
-def _misfits(told: Described, mixture: list[Measured], step: int) -> Iterator[str]:
-    row, actual = told.values["row_length"], told.values["padding_share"]
+def _misfits(told: Described, mixture: list[Measured], values: dict[str, Any]) -> Iterator[str]:
+    row, actual, step = told.values["row_length"], 1 - values["fill"], values["from_step"]
     found = misfits(mixture, row)
     filling, expected = padding_expected(mixture, found) if found else (0.0, 0.0)
     if expected < 0.02 or actual < 0.01:
         return
-    since = f" of the mixture from step {step:,}" if step else ""
+    where = f"mixture from step {step:,}" if len(told.mixtures) > 1 else "mixture"
     for misfit in found:
         more, length = misfit.count + 1, misfit.length
         words = _COUNTS[more] if more < len(_COUNTS) else f"{more:,}"
@@ -92,8 +93,8 @@ def _misfits(told: Described, mixture: list[Measured], step: int) -> Iterator[st
         yield (
             f"{misfit.source.name}: {words} documents of {length:,} tokens do not fit a row of {row:,} "
             f"({length:,} x {more} = {length * more:,}). A row that holds {held} has {misfit.left:,} tokens left, "
-            f"which only shorter documents can fill; {percent(filling)} of the tokens{since} are in such, so expect "
-            f"{percent(expected)} padding (the plan has {percent(actual)}). Rows of {length * more:,} tokens "
+            f"which only shorter documents can fill; {percent(filling)} of the {where} is in such, so expect "
+            f"{percent(expected)} padding (the plan has {percent(actual)} there). Rows of {length * more:,} tokens "
             f"(--data.row-length) hold {words}, or give sources of short documents more weight."
         )
 
@@ -114,15 +115,16 @@ def _left_out(told: Described) -> Iterator[str]:
     for source in _each(told):
         rejected = told.values["sources"][source.name]["rejected"]
         if long := rejected.get(f"longer than {row} tokens"):
-            split = f"Split them between segments (--{_flag(source, 'split')} True), or raise"
+            split = f"Split those of several segments (--{_flag(source, 'split')} True), or raise"
+            are = "document is" if long == 1 else "documents are"
             yield (
-                f"{source.name}: {long:,} documents are longer than a row of {row:,} tokens and left out, with "
+                f"{source.name}: {long:,} {are} longer than a row of {row:,} tokens and left out, with "
                 f"{percent(source.lost)} of its tokens. {'Raise' if source.config.split else split} --data.row-length: "
                 f"the longest document has {source.longest:,} tokens."
             )
         if long := rejected.get(f"segments longer than {row} tokens"):
             yield (
-                f"{source.name}: {long:,} segments are longer than a row of {row:,} alone and in no part. Raise "
+                f"{source.name}: {long:,} segments are alone longer than a row of {row:,} tokens and left out. Raise "
                 "--data.row-length, or tokenise its pictures at a smaller --area."
             )
         if told.config.held_out and not told.values["sources"][source.name]["held_out"]:
