@@ -62,8 +62,10 @@ def _bars(axes: Axes, edges: list[int], counts: list[int], paint: str) -> None:
 
 
 def by_kind_svg(sources: Mapping[str, Mapping[str, int]], unit: str, name: str) -> str:
-    """A bar for each source, in parts by kind of segment."""
+    """A bar for each source, in parts by kind of segment; "" where there is no length."""
     kinds = list(dict.fromkeys(kind for parts in sources.values() for kind in parts))
+    if not kinds:
+        return ""
     names = list(sources)[::-1]
 
     def draw(figure: Figure) -> None:

@@ -74,13 +74,20 @@ def test_a_histogram_holds_every_document_in_few_bars(lengths: list[int]) -> Non
     assert len(bars["documents"]) == len(bounds) - 1 and bars["documents"][0] and bars["documents"][-1]
 
 
+def test_a_dataset_of_nothing_has_a_page(tmp_path: Path) -> None:
+    dataset = Dataset(Path(tiny.write(tmp_path / "d", [])))
+    assert statistics(dataset)["documents"] == 0
+    assert "<b>0</b> raw documents" in page_html("d", {"d": dataset, "e": dataset}, 3, Shown())
+
+
 # --- tokens
 
 
 @pytest.mark.parametrize("side", [2, 5, 12])
 def test_every_id_is_shown_or_counted_in_a_fold(side: int) -> None:
     grammar = tiny.grammar()
-    document = Document(key="a", segments=(words("a red ring " * 80), Image(codes=picture(side)), words("two stars")))
+    long = Text(ids=np.full(SHOWN["text"] + side, tiny.text().encode("a")[0], np.int32))
+    document = Document(key="a", segments=(long, Image(codes=picture(side)), words("two stars")))
     laid = grammar.encode(document)
     found = list(pieces(grammar, laid))
     assert sum(piece.folded or 1 for piece in found) == len(laid.ids)

@@ -114,6 +114,8 @@ def test_of_a_long_plan_totals_stay_exact(mixed: Described, monkeypatch: pytest.
             k: whole[k] for k in ("tokens", "documents", "epochs")
         }
         assert source["rows"] == pytest.approx(whole["rows"], abs=0.25 * found.values["rows"])
+    reckoned = sum(mixture["tokens"] for mixture in found.values["mixtures"])
+    assert reckoned == pytest.approx(found.values["tokens"], rel=0.2)
     assert "reckoned from" in plan_html(found, [], "x") and "reckoned from" not in plan_html(mixed, [], "x")
 
 
