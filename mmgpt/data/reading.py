@@ -1,9 +1,10 @@
 """Reading rows ahead with Grain: threads or worker processes, a share of every batch for each host.
 
-A worker process is told the rows and how to load one; batches come back through a pipe, never through shared memory,
-which a killed trainer would leave behind. A worker ends by itself when its parent has.
+A worker process is told the rows and how to load one, and gives batches back in shared memory. It ends by itself when
+its parent has; then Python's resource tracker, a process of its own, unlinks what was on its way.
 """
 
+import atexit
 import fcntl
 import functools
 import json
@@ -12,12 +13,14 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Hashable, Iterator, Sequence
+import weakref
+from collections.abc import Callable, Generator, Hashable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import grain
 import numpy as np
+from absl import flags
 
 from mmgpt.core.errors import UserError
 
@@ -25,7 +28,6 @@ log = logging.getLogger(__name__)
 
 SAMPLES = 1000
 """Samples over which the share of rejects is watched."""
-_NEVER = 1 << 62
 _WATCH_SECONDS = 0.5
 
 
@@ -166,17 +168,30 @@ def read_ahead(
         raise LoaderError(f"start row {start_row} is outside the plan's rows 0 to {rows}; ask for more rows.")
     order = _Share(start_row, rows, batch_rows, shard)
     if not len(order):
-        return
+        return iter(())
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=-(-prefetch // max(1, workers)))
     dataset = grain.MapDataset.source(order).map(load).batch(batch_rows // count).to_iter_dataset(ahead)
     if workers:
-        # Arrays go through the pipe: shared memory would outlive a killed trainer.
-        dataset = grain.experimental.WithOptionsIterDataset(
-            dataset, grain.experimental.DatasetOptions(min_shm_size=_NEVER)
-        )
+        if not flags.FLAGS.is_parsed():
+            flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own as workers start
         options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(options, functools.partial(_start_worker, os.getpid()))
-    iterator = iter(dataset)
+    batches = _until_closed(iter(dataset))
+    _reading.add(batches)
+    return batches
+
+
+_reading: weakref.WeakSet[Generator[dict[str, np.ndarray], None, None]] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Ends workers while the interpreter still stands: what is left of them after that ends in noise."""
+    for batches in list(_reading):
+        batches.close()
+
+
+def _until_closed(iterator: grain.DatasetIterator) -> Generator[dict[str, np.ndarray], None, None]:
     try:
         yield from iterator
     except RuntimeError as e:

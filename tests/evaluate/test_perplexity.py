@@ -9,8 +9,8 @@ import pytest
 
 from mmgpt.core.document import Document, Text
 from mmgpt.core.stream import MODALITIES
-from mmgpt.data.shuffle import is_held_out
 from mmgpt.data.record import Dataset
+from mmgpt.data.shuffle import is_held_out
 from mmgpt.evaluate.command import evaluate
 from mmgpt.evaluate.likelihood import Likelihood
 from mmgpt.evaluate.subject import Options
