@@ -205,8 +205,10 @@ def data_plan(
     from mmgpt.data.plan_values import describe
     from mmgpt.data.plan_warnings import warnings
 
-    if not isinstance(run.data, PackedRows.Config) or run.tokens is None:
+    if not isinstance(run.data, PackedRows.Config):
         raise ConfigError(f"{name} reads no packed documents but {type(run.data).__qualname__}: it has no such plan.")
+    if run.tokens is None:
+        raise ConfigError(f"{name} has no grammar to lay documents out; name one in its tokens.")
     for file in (html, json, png):
         if file is not None:
             check_writable(file)

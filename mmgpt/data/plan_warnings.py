@@ -140,10 +140,15 @@ def _passes(told: Described) -> Iterator[str]:
         epochs, documents = values["epochs"], values["epoch"]["documents"]
         if epochs > PASSES:
             share = PASSES * values["epoch"]["tokens"] / told.values["tokens"]
+            remedy = (
+                f"{PASSES} times is {percent(share)} of the tokens, where it has {percent(values['share'])}: lower "
+                f"--{_flag(source, 'weight')}, set max-epochs, or import more."
+                if len(told.values["sources"]) > 1
+                else f"{PASSES} times is {int(steps * PASSES / epochs):,} steps: set --steps, or import more."
+            )
             yield (
                 f"{source.name}: its {documents:,} documents come {epochs:.1f} times each, and beyond {PASSES} times "
-                f"they teach less. {PASSES} times is {percent(share)} of the tokens, where it has "
-                f"{percent(values['share'])}: lower --{_flag(source, 'weight')}, set max-epochs, or import more."
+                f"they teach less. {remedy}"
             )
         if (end := values["ends_at_step"]) is not None and end < steps - 1:
             yield (

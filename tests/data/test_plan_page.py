@@ -174,6 +174,14 @@ def test_each_thing_that_is_wrong_is_told_once_with_its_flag(tmp_path: Path) -> 
         assert sum(bool(re.search(pattern, warning)) for warning in found) == count, (pattern, found)
 
 
+def test_a_source_that_is_alone_is_to_be_seen_in_fewer_steps(tmp_path: Path) -> None:
+    source = Source.Config(path=write(tmp_path, "alone", lengths(300, 4, 20)))
+    (warning,) = warnings(told((source,)))
+    assert "weight" not in warning
+    steps = int(re.findall(r"4 times is (\d+) steps", warning)[0])
+    assert told((source,), steps=steps).values["sources"]["alone"]["epochs"] == pytest.approx(4, rel=0.05)
+
+
 # --- the page and the command
 
 
