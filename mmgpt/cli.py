@@ -74,7 +74,8 @@ def _command(argv: list[str]) -> tuple[str | None, list[str]]:
         if name in COMMANDS:
             return name, argv[words:]
     asked = " ".join(a for a in argv[:2] if not a.startswith("-"))
-    near = difflib.get_close_matches(asked, COMMANDS, 3, 0.5) or [c for c in COMMANDS if c.startswith(argv[0])]
+    group = [command for command in COMMANDS if command.startswith(f"{asked} ")]
+    near = group or difflib.get_close_matches(asked, COMMANDS, 3, 0.5) or [c for c in COMMANDS if c.startswith(argv[0])]
     hint = f" Did you mean {' or '.join(repr(n) for n in near)}?" if near else ""
     _complain(f"error: no command {asked!r}.{hint} `mmgpt --help` lists them.")
     return None, []
