@@ -239,6 +239,12 @@ def _bench(args: list[str]) -> int:
     return _parse(bench_train, args, "bench train")
 
 
+def _bench_data(args: list[str]) -> None:
+    from mmgpt.evaluate.bench_data import bench_data
+
+    return _parse(bench_data, args, "bench data")
+
+
 def _bench_generate(args: list[str]) -> None:
     from mmgpt.evaluate.bench_generate import bench_generate
 
@@ -271,6 +277,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "tokenize data": (_parsed(tokenize_data, "tokenize data"), "raw datasets to ids and codes"),
     "convert": (_parsed(convert, "convert"), "Hugging Face folders in and out"),
     "config": (_config, "show a preset or a run's config"),
+    "bench data": (_bench_data, "fill and speed of packing, loading beside Grain's packers, resume, image decoding"),
     "bench generate": (_bench_generate, "speed of generation, bytes read on a TPU, passes of Jacobi decoding"),
     "bench tokenizer": (_bench_tokenizer, "speed of the Emu3 vision tokenizer beside transformers'"),
     "bench train": (_bench, "speed of a training step beside a plain matmul"),

@@ -148,7 +148,7 @@ class PackedRows:
         plan = self._held_out_plan(configs[0], count * self.batch_rows)
         read = _PlannedRows(self._read, plan, configs[:1])
         rows = [read(row) for row in range(min(len(plan), count * self.batch_rows))]
-        empty = assemble([], self._config.row_length, self._grammar.pad) | {"row": np.int64(-1)}
+        empty = assemble([], self._config.row_length, self._grammar.pad) | {"row": np.asarray(-1, np.int64)}
         rows += [empty] * (-len(rows) % self.batch_rows)
         parts = [rows[i : i + self.batch_rows] for i in range(0, len(rows), self.batch_rows)]
         return [stacked(part) for part in parts]

@@ -185,8 +185,16 @@ def build_rows(built: Built, run_dir: Path | None) -> Rows:
 def _begun(run_dir: Path) -> bool:
     """Whether a step was taken there; a run that failed before may be tried again with another config."""
     told = run_dir / "metrics.jsonl"
-    steps = (p.name for p in (run_dir / "checkpoints").glob("*"))
-    return (told.exists() and told.stat().st_size > 0) or any(step != "0" for step in steps)  # 0 is before the first
+    return (told.exists() and told.stat().st_size > 0) or any(step != "0" for step in _steps_saved(run_dir))  # 0: none
+
+
+def _steps_saved(run_dir: Path) -> list[str]:
+    return [path.name for path in (run_dir / "checkpoints").glob("*")]
+
+
+def _changes(run: Run, step: int) -> list[Any]:
+    """The changes of the mixture that begin before a step: rows were drawn by them."""
+    return [change for change in vars(run.data).get("changes", ()) if change.step < step]
 
 
 @contextlib.contextmanager
@@ -213,11 +221,16 @@ def claim(run: Run, run_dir: Path) -> bool:
     path = run_dir / "config.json"
     if path.exists():
         before = config.load(path)
-        changed = {key: pair for key, pair in config.difference(run, before).items() if not key.startswith(CHANGEABLE)}
+        saved = max([int(name) for name in _steps_saved(run_dir) if name.isdigit()], default=0)
+        later = _changes(run, saved) == _changes(before, saved)
+        free = (*CHANGEABLE, "data.changes") if later else CHANGEABLE
+        changed = {key: pair for key, pair in config.difference(run, before).items() if not key.startswith(free)}
         if changed and _begun(run_dir):
             lines = "\n".join(f"  {key}: {old!r} there, {new!r} asked" for key, (old, new) in changed.items())
+            more = "" if later else f" A new mixture may begin at step {saved}, the last one saved, or later."
             raise ConfigError(
-                f"{run_dir} holds a run of another config:\n{lines}\nGive another --run-dir, or the config as it was."
+                f"{run_dir} holds a run of another config:\n{lines}\nGive another --run-dir, or the config as it "
+                f"was.{more}"
             )
     known = path.exists() and _begun(run_dir)
     hosts.barrier("run folder checked")

@@ -18,6 +18,7 @@ import pytest
 from mmgpt.core import config
 from mmgpt.core.config import ConfigError
 from mmgpt.core.log import read_metrics
+from mmgpt.data.mixture import Change
 from mmgpt.dist.mesh import Mesh
 from mmgpt.train import state as states
 from mmgpt.train.checkpoint import CheckpointError
@@ -207,6 +208,22 @@ def test_what_a_step_does_not_compute_may_change(made: Run, tmp_path: Path) -> N
     with pytest.raises(ConfigError, match=r"seed: 0 there, 1 asked\nGive another --run-dir"):
         claim(made.replace(seed=1), tmp_path / "run")
     assert (tmp_path / "run" / "commit.txt").exists()
+
+
+def test_a_mixture_may_change_after_the_last_step_saved(made: Run, tmp_path: Path) -> None:
+    def changed(*steps: int) -> Run:
+        sources = made.data.sources[:1]
+        return made.replace(data=made.data.replace(changes=tuple(Change(step=s, sources=sources) for s in steps)))
+
+    claim(changed(4), tmp_path / "run")
+    (tmp_path / "run" / "metrics.jsonl").write_text("{}")
+    (tmp_path / "run" / "checkpoints" / "6").mkdir(parents=True)
+    assert claim(changed(4, 6), tmp_path / "run") is True
+    assert claim(changed(4, 9), tmp_path / "run") is True
+    for steps in ((3, 9), (4, 5), (9,)):
+        with pytest.raises(ConfigError, match=r"(?s)data\.changes.*may begin at step 6"):
+            claim(changed(*steps), tmp_path / "run")
+    assert '"step": 9' in (tmp_path / "run" / "config.json").read_text()
 
 
 def test_one_process_at_a_time_trains_in_a_folder(tmp_path: Path) -> None:
