@@ -1,6 +1,8 @@
 """The sidecar index of a dataset: the size of every segment, so that lengths are known without reading records."""
 
 import dataclasses
+import os
+import secrets
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Self
@@ -61,10 +63,17 @@ class Index:
     def save(self, directory: Path) -> None:
         """Writes the arrays as `index-<field>.npy`, each whole or not at all. Raises OSError."""
         for field in _FIELDS:
-            temporary = directory / f"index-{field}.npy.tmp"
-            with open(temporary, "wb") as file:
-                np.save(file, vars(self)[field], allow_pickle=False)
-            temporary.replace(directory / f"index-{field}.npy")
+            # A name of its own: of several processes that share a folder, two may end at once.
+            temporary = directory / f".index-{field}.npy.{secrets.token_hex(6)}.tmp"
+            try:
+                with open(temporary, "wb") as file:
+                    np.save(file, vars(self)[field], allow_pickle=False)
+                    file.flush()
+                    os.fsync(file.fileno())  # the manifest must not outlive the index when the machine stops
+                temporary.replace(directory / f"index-{field}.npy")
+            except BaseException:
+                temporary.unlink(missing_ok=True)
+                raise
 
     @classmethod
     def load(cls, directory: Path, documents: int, segments: int) -> Self:

@@ -1,12 +1,14 @@
 """Records and dataset folders: what is written is read back, damage is named, half a folder is never read."""
 
 import copy
+import errno
 import json
 import os
 import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 
 from mmgpt.core.document import Action, Document, Features, Image, Text, Video, equal
 from mmgpt.data import record
+from mmgpt.data.index import Index
 from mmgpt.data.record import Dataset, DatasetError, RecordError, Writer
 
 
@@ -215,6 +218,32 @@ def test_a_manifest_cannot_name_files_elsewhere(tmp_path: Path):
     path.write_text(path.read_text().replace("shard-00000", "../shard-00000"))
     with pytest.raises(DatasetError, match="damaged"):
         Dataset(tmp_path / "d")
+
+
+def test_two_that_complete_a_dataset_at_once_do_not_collide(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    index, save, first = Index.of([example(0), example(1)]), np.save, [True]
+
+    def both(*args: Any, **options: Any) -> None:
+        save(*args, **options)
+        if first:
+            first.clear()
+            index.save(tmp_path)  # another process, that ends before this one
+
+    monkeypatch.setattr(np, "save", both)
+    index.save(tmp_path)
+    monkeypatch.undo()
+    assert np.array_equal(Index.load(tmp_path, 2, len(index.kind)).shape, index.shape)
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+def test_an_index_that_cannot_be_saved_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(np, "save", full)
+    with pytest.raises(OSError, match="No space"):
+        Index.of([example()]).save(tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_complete_folder_is_not_overwritten_unasked(tmp_path: Path):
