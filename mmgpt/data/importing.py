@@ -57,20 +57,26 @@ def import_dataset(
             writer.reject(key, reason, place)
 
         seen: set[str] = set()
-        checked = _checked(source.documents(path, reject), threads or min(8, os.cpu_count() or 1))
-        for document, problem, left_out in progress(checked, label=f"import {printable(out.name)}"):
-            for key, reason in left_out:
-                reject(key, reason, document.place)
-            if problem is None and document.key in seen:
-                problem = "duplicate key: an earlier document has it"
-            try:
-                if problem is None:
-                    writer.write(_plain(document))
-                    seen.add(document.key)
-            except RecordError as e:
-                problem = f"cannot be written: {e.what}"
-            if problem is not None:
-                reject(document.key, problem, document.place)
+        noted = list[_Reject]()
+        found = source.documents(path, lambda *line: noted.append(line))
+        checked = _checked(found, noted, threads or min(8, os.cpu_count() or 1))
+        try:
+            for document, problem, rejects in progress(checked, label=f"import {printable(out.name)}"):
+                for line in rejects:
+                    reject(*line)
+                if problem is None and document.key in seen:
+                    problem = "duplicate key: an earlier document has it"
+                try:
+                    if problem is None:
+                        writer.write(_plain(document))
+                        seen.add(document.key)
+                except RecordError as e:
+                    problem = f"cannot be written: {e.what}"
+                if problem is not None:
+                    reject(document.key, problem, document.place)
+        finally:  # also where the source ends with an error: what it rejected may tell why
+            for line in noted:
+                reject(*line)
         if not writer.documents:
             raise SourceError(_nothing(format, path, reasons, writer.rejects_path))
         done = Imported(
@@ -96,36 +102,41 @@ def _plain(document: Found) -> Document:
     return Document(key=document.key, segments=document.segments, meta=document.meta)
 
 
-_Checked = tuple[Found, str | None, list[tuple[str, str]]]
-"""A document, why it is not accepted or None, and key and reason of each segment that was left out of it."""
+_Reject = tuple[str, str, str]
+"""Key, reason and place of what is not accepted."""
+_Checked = tuple[Found, str | None, list[_Reject]]
+"""A document, why it is not accepted or None, and what was rejected before it and left out of it."""
 
 
-def _checked(documents: Iterable[Found], threads: int) -> Iterator[_Checked]:
-    """Each document as it is accepted; in order, a few decoded ahead."""
+def _checked(documents: Iterable[Found], noted: list[_Reject], threads: int) -> Iterator[_Checked]:
+    """Each document as it is accepted; in order, a few decoded ahead.
+
+    What the source notes as rejected comes with the document that follows it; after the last document it stays noted.
+    """
     waiting: collections.deque[Future[_Checked]] = collections.deque()
     with ThreadPoolExecutor(threads, "import") as pool:
         for document in documents:
-            waiting.append(pool.submit(_accept, document))
+            waiting.append(pool.submit(_accept, document, noted.copy()))
+            noted.clear()
             if len(waiting) > 4 * threads:
                 yield waiting.popleft().result()
         for accepted in waiting:
             yield accepted.result()
 
 
-def _accept(document: Found) -> _Checked:
+def _accept(document: Found, rejects: list[_Reject]) -> _Checked:
     if not document.partial:
-        return document, check(document), []
+        return document, check(document), rejects
     kept: list[Segment] = []
-    left_out = []
     for i, segment in enumerate(document.segments):
         problem = _fault(segment, i)
         if problem is None:
             kept.append(segment)
         else:
-            left_out.append((f"{document.key}/{i}", problem))
+            rejects.append((f"{document.key}/{i}", problem, document.place))
     whole = any(isinstance(s, Text) for s in kept) and any(isinstance(s, Image) for s in kept)
     document = dataclasses.replace(document, segments=tuple(kept))
-    return document, None if whole else NOTHING_LEFT, left_out
+    return document, None if whole else NOTHING_LEFT, rejects
 
 
 NOTHING_LEFT = "no image and text left"

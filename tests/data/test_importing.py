@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from mmgpt.core.document import Document, Image, Text, Video, equal
 from mmgpt.data import importing, inspect, media
 from mmgpt.data.importing import import_dataset
 from mmgpt.data.record import Dataset, DatasetError, Writer
-from mmgpt.data.sources import SourceError
+from mmgpt.data.sources import Found, SourceError, jsonl
 
 
 def picture(i: int = 0) -> np.ndarray:
@@ -51,6 +52,27 @@ def test_the_bytes_do_not_depend_on_the_threads(tmp_path: Path):
         import_dataset("folder", raw, tmp_path / str(threads), "same", threads=threads)
     one, seven = (Dataset(tmp_path / n).manifest for n in "17")
     assert one == seven and rejects(tmp_path / "1") == rejects(tmp_path / "7")
+
+
+@pytest.mark.parametrize("threads", [1, 7])
+def test_rejects_are_in_the_order_of_the_raw_data(tmp_path: Path, threads: int):
+    line = json.dumps({"key": "a", "segments": [{"text": "one"}]})
+    (tmp_path / "d.jsonl").write_text("\n".join(["{", *[line, "{"] * 40]))
+    import_dataset("jsonl", tmp_path / "d.jsonl", tmp_path / "out", threads=threads)
+    places = [int(line["place"].rpartition(":")[2]) for line in rejects(tmp_path / "out")]
+    assert places == [1, *range(3, 82)]  # all but the first document, whose key the others have too
+
+
+def test_what_a_source_rejected_before_it_failed_is_listed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def documents(path: Path, reject: Callable[[str, str, str], None]) -> Iterator[Found]:
+        reject("a", "damaged", str(path))
+        yield from ()
+        raise SourceError("no more")
+
+    monkeypatch.setattr(jsonl, "documents", documents)
+    with pytest.raises(SourceError, match="no more"):
+        import_dataset("jsonl", folder(tmp_path / "raw", 1), tmp_path / "out")
+    assert [line["key"] for line in rejects(tmp_path / "out")] == ["a"]
 
 
 def test_bad_media_are_listed_and_never_stop_the_import(tmp_path: Path):
