@@ -86,8 +86,10 @@ class PackedRows:
         self._seed, self._count, self._folder = seed, rows, folder
         self._datasets: dict[str, Dataset] = {}
         self._phases = [config.sources, *(change.sources for change in config.changes)]
-        for source in (source for phase in self._phases for source in phase):
-            self._open(source)
+        for phase in self._phases:
+            for source in phase:
+                self._open(source)
+        self._check_names()
         rejects = Rejects(None if folder is None else folder / REJECTS, config.max_rejected)
         self._read = _Reader(self._datasets, grammar, config.row_length, Cache(config.cache_bytes), rejects)
 
@@ -124,7 +126,7 @@ class PackedRows:
 
     @property
     def sources(self) -> tuple[str, ...]:
-        return tuple(dict.fromkeys(self._datasets[source.path].name for phase in self._phases for source in phase))
+        return tuple(dict.fromkeys(self._name(source) for phase in self._phases for source in phase))
 
     def batches(self, start_row: int, shard: tuple[int, int] = (0, 1)) -> Iterator[Batch]:
         """Batches with the stream "tokens" and the visibility "tokens", numpy; see `Rows.batches`."""
@@ -142,7 +144,7 @@ class PackedRows:
 
     def held_out_batches(self, name: str, count: int) -> list[Batch]:
         """Up to `count` batches of one source's held-out documents, always the same; the last is filled up."""
-        configs = [s for phase in self._phases for s in phase if self._datasets[s.path].name == name]
+        configs = [s for phase in self._phases for s in phase if self._name(s) == name]
         if not configs:
             raise LoaderError(f"no source {name!r}; there is {', '.join(self.sources)}.")
         plan = self._held_out_plan(configs[0], count * self.batch_rows)
@@ -166,12 +168,24 @@ class PackedRows:
         if config.path in self._datasets:
             return
         dataset = Dataset(Path(config.path))
-        for path, other in self._datasets.items():
-            if other.name == dataset.name:
-                raise LoaderError(f"{path} and {config.path} are both named {dataset.name!r}; name one otherwise.")
         _check_tokenised(dataset)
         check_text(dataset, self._grammar.text)
         self._datasets[config.path] = dataset
+
+    def _name(self, config: Source.Config) -> str:
+        return config.name or self._datasets[config.path].name
+
+    def _check_names(self) -> None:
+        """LoaderError where one name would stand for two data sets, or twice in one mixture."""
+        paths: dict[str, str] = {}
+        for phase in self._phases:
+            names = [self._name(source) for source in phase]
+            for name, source in zip(names, phase, strict=True):
+                if paths.setdefault(name, source.path) != source.path or names.count(name) > 1:
+                    raise LoaderError(
+                        f"{paths[name]} and {source.path} are both named {name!r} in the mixture; give one source a "
+                        "`name` of its own."
+                    )
 
     def _source(self, config: Source.Config, lengths: Lengths) -> Source:
         dataset, row_length = self._datasets[config.path], self._config.row_length

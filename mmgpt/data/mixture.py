@@ -37,6 +37,7 @@ class Source:
         """One dataset in a mixture: its share, its layout draws, and which of its documents count."""
 
         path: str
+        name: str = ""  # of the source; by default the dataset's, which two resolutions of it share
         weight: float = 1.0  # share of tokens, relative to the other sources
         swap: float = 0.0  # probability that media come before text
         drop_text: float = 0.0  # probability that all text is dropped, for guidance
@@ -76,13 +77,14 @@ class Source:
         held_out: float = 0.0,
         split: Callable[[np.ndarray], Parts] | None = None,
     ) -> None:
-        """A share of `held_out` documents is kept from training.
+        """`name` is the dataset's: by it a share of `held_out` documents is kept from training.
 
         `split` makes the parts of some documents, those longer than a row, where the source allows it. What no row
         holds is counted in `rejected`.
         """
         config.check()
-        self.config, self.name, self.lengths, self.row_length = config, name, lengths, row_length
+        self.config, self.lengths, self.row_length = config, lengths, row_length
+        self.name, self._dataset = config.name or name, name
         self._held_out = held_out
         self._parts = split(np.flatnonzero(lengths.full > row_length)) if config.split and split else None
         self._keep = _filter(config.keep, len(lengths)) if config.keep else None
@@ -158,7 +160,7 @@ class Source:
     def _subset(self, documents: np.ndarray) -> np.ndarray:
         """Numbers below `count` as documents: with `max_documents` always the same ones, whatever the seed."""
         everything = len(self.lengths)
-        return documents if self.count == everything else permuted(key("subset", self.name), everything, documents)
+        return documents if self.count == everything else permuted(key("subset", self._dataset), everything, documents)
 
     def _everything(self) -> Iterator[np.ndarray]:
         for first in range(0, self.count, CHUNK_DOCUMENTS):
@@ -181,7 +183,7 @@ class Source:
             place = np.searchsorted(self._parts.document, documents[long])
             refused[np.flatnonzero(long)[np.diff(self._parts.offset)[place] == 0]] = 2
         if self._held_out:
-            refused[is_held_out(self.name, documents, self._held_out)] = 1
+            refused[is_held_out(self._dataset, documents, self._held_out)] = 1
         return refused
 
     def _counted(self) -> tuple[dict[str, int], int, int, int]:

@@ -334,9 +334,23 @@ def test_wrong_use_is_told(config, tmp_path):
     raw = write(tmp_path, "raw", [Document(key="a", segments=(Text(text="a red circle"),))])
     with pytest.raises(LoaderError, match="mmgpt tokenize"):
         build(config.replace(sources=(Source.Config(path=raw),)))
-    twin = write(tmp_path / "other", "captions", captions(30, 5))
+    twin = write(tmp_path / "other", "captions", captions(300, 5))
+    for wrong in (twin, config.sources[0].path):
+        with pytest.raises(LoaderError, match=r"both named 'captions'.* a `name` of its own"):
+            build(config.replace(sources=(*config.sources, Source.Config(path=wrong))))
     with pytest.raises(LoaderError, match="both named 'captions'"):
-        build(config.replace(sources=(*config.sources, Source.Config(path=twin))))
+        build(config.replace(changes=(Change(step=2, sources=(Source.Config(path=twin),)),)))
+
+
+def test_two_resolutions_of_one_dataset_hold_out_the_same_documents(config, tmp_path):
+    twin = Source.Config(path=write(tmp_path / "large", "captions", captions(300, 1)), name="large captions")
+    rows = build(config.replace(changes=(Change(step=6, sources=(twin, config.sources[1])),)), rows=4000)
+    assert rows.sources == ("captions", "stories", "large captions")
+    draws, sources = rows.plan.draws, np.array(rows.plan.sources)
+    small, large = (set(draws.document[sources[draws.source] == name]) for name in ("captions", "large captions"))
+    assert len(large) == 300 - rows.summary()["held_out"]["captions"] and small <= large
+    changed = rows.plan.row_offset[6 * BATCH]
+    assert not (sources[draws.source[:changed]] == "large captions").any()
 
 
 @pytest.mark.parametrize("taken", [1, 12])  # left early, and read to its end
