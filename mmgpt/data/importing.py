@@ -50,7 +50,8 @@ def import_dataset(
         raise SourceError(f"{out}: lies inside the raw data {path}. Choose a folder outside.")
     reasons: collections.Counter[str] = collections.Counter()
     meta = {"format": format, "form": "raw"}
-    with Writer(out, name=name or out.name, shard_documents=shard_documents, overwrite=overwrite, meta=meta) as writer:
+    name = name or Path(os.path.abspath(out)).name
+    with Writer(out, name=name, shard_documents=shard_documents, overwrite=overwrite, meta=meta) as writer:
 
         def reject(key: str, reason: str, place: str) -> None:
             reasons[reason.partition(":")[0]] += 1

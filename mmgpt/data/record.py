@@ -9,7 +9,6 @@ rejects.jsonl                one {"key", "reason", "place"} a line for what was 
 import bisect
 import contextlib
 import dataclasses
-import errno
 import hashlib
 import json
 import os
@@ -23,9 +22,20 @@ import numpy as np
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
 from mmgpt.core.document import Document
-from mmgpt.core.errors import UserError
 from mmgpt.core.log import write_atomic
 from mmgpt.data.codec import RecordError, decode, encode
+from mmgpt.data.folders import (
+    MANIFEST,
+    REJECTS,
+    VERSION,
+    DatasetError,
+    check_free,
+    check_name,
+    clean,
+    held,
+    read_manifest,
+    writing,
+)
 from mmgpt.data.index import Index, segment_shape
 
 __all__ = [
@@ -44,15 +54,6 @@ __all__ = [
     "write_shard",
 ]
 
-_MANIFEST = "manifest.json"
-_REJECTS = "rejects.jsonl"
-_OURS = ("shard-*.array_record*", "index-*.npy*", ".*.tmp", _REJECTS, _MANIFEST)
-_VERSION = 2
-
-
-class DatasetError(UserError, RuntimeError):
-    """A dataset folder that cannot be read or written; the message says what to do."""
-
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class ShardInfo:
@@ -63,19 +64,6 @@ class ShardInfo:
     bytes: int
     sha256: str
     index: Index
-
-
-@contextlib.contextmanager
-def _writing(path: Path) -> Iterator[None]:
-    """Turns failures to write into DatasetError: OSError, and ArrayRecord's RuntimeError."""
-    try:
-        yield
-    except (OSError, RuntimeError) as e:
-        if isinstance(e, DatasetError):
-            raise
-        full = getattr(e, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or "No space left" in str(e)
-        advice = "The disk is full: free space and run it again" if full else "Check the folder and run it again"
-        raise DatasetError(f"{path}: could not be written ({e}). {advice}; nothing half-written was kept.") from e
 
 
 class _ShardWriter:
@@ -117,7 +105,7 @@ class _ShardWriter:
     @contextlib.contextmanager
     def _cleaning(self) -> Iterator[None]:
         try:
-            with _writing(self.path):
+            with writing(self.path):
                 yield
         except DatasetError:
             self._temporary.unlink(missing_ok=True)
@@ -169,7 +157,7 @@ def write_manifest(
     index = Index.joined([info.index for info in infos])
     shards = [{"file": i.file, "documents": i.documents, "bytes": i.bytes, "sha256": i.sha256} for i in infos]
     manifest = {
-        "version": _VERSION,
+        "version": VERSION,
         "name": name,
         "documents": sum(i.documents for i in infos),
         "segments": len(index.kind),
@@ -177,9 +165,9 @@ def write_manifest(
         "shards": shards,
         "meta": meta or {},
     }
-    with _writing(directory):
+    with writing(directory):
         index.save(directory)
-        write_atomic(directory / _MANIFEST, json.dumps(manifest, indent=2) + "\n")
+        write_atomic(directory / MANIFEST, json.dumps(manifest, indent=2) + "\n")
 
 
 class Writer:
@@ -199,10 +187,8 @@ class Writer:
         overwrite: bool = False,
         meta: dict[str, Any] | None = None,
     ) -> None:
+        check_name(name, directory)
         self._target = directory
-        self._replaces = overwrite and (directory / _MANIFEST).exists()
-        # A dataset that is overwritten stays whole until the new one is.
-        self.directory = directory.with_name(f".{directory.name}.new") if self._replaces else directory
         self.name = name
         self.meta = dict(meta or {})
         self.rejected = 0
@@ -210,15 +196,21 @@ class Writer:
         self._options = options
         self._infos: list[ShardInfo] = []
         self._shard: _ShardWriter | None = None
-        with _writing(directory):
-            _prepare(directory, overwrite)
+        with writing(directory), contextlib.ExitStack() as stack:
+            directory.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(held(directory))
+            check_free(directory, overwrite)
+            self._replaces = overwrite and (directory / MANIFEST).exists()
+            # A dataset that is overwritten stays whole until the new one is.
+            self.directory = directory.with_name(f".{directory.name}.new") if self._replaces else directory
             self.directory.mkdir(exist_ok=True)
-            _clean(self.directory)
+            clean(self.directory)
             self._rejects = open(self.rejects_path, "w", encoding="utf-8")  # noqa: SIM115
+            self._held = stack.pop_all()
 
     @property
     def rejects_path(self) -> Path:
-        return self.directory / _REJECTS
+        return self.directory / REJECTS
 
     @property
     def documents(self) -> int:
@@ -235,7 +227,7 @@ class Writer:
 
     def reject(self, key: str, reason: str, place: str) -> None:
         """Notes in rejects.jsonl what was not accepted, why, and where it is."""
-        with _writing(self.rejects_path):
+        with writing(self.rejects_path):
             self._rejects.write(json.dumps({"key": key, "reason": reason, "place": place}) + "\n")
         self.rejected += 1
 
@@ -243,15 +235,16 @@ class Writer:
         """Finishes the last shard and writes index and manifest."""
         if self._shard is not None:
             self._finish_shard()
-        with _writing(self.rejects_path):
+        with writing(self.rejects_path):
             self._rejects.close()
         write_manifest(self.directory, self.name, self._infos, self.rejected, self.meta)
         if self._replaces:
-            with _writing(self._target):
-                _clean(self._target)
-                for path in sorted(self.directory.iterdir(), key=lambda path: path.name == _MANIFEST):  # it goes last
+            with writing(self._target):
+                clean(self._target)
+                for path in sorted(self.directory.iterdir(), key=lambda path: path.name == MANIFEST):  # it goes last
                     path.replace(self._target / path.name)
                 self.directory.rmdir()
+        self._held.close()
 
     def abort(self) -> None:
         """Removes everything written but the rejects file."""
@@ -259,9 +252,10 @@ class Writer:
             self._shard.abort()
         with contextlib.suppress(OSError):
             self._rejects.close()
-        _clean(self.directory, keep=_REJECTS if self.rejected else "")
+        clean(self.directory, keep=REJECTS if self.rejected else "")
         with contextlib.suppress(OSError):
             self.directory.rmdir()  # only if empty
+        self._held.close()
 
     def __enter__(self) -> Self:
         return self
@@ -282,25 +276,6 @@ class Writer:
         self._infos.append(shard.finish())
 
 
-def _prepare(directory: Path, overwrite: bool) -> None:
-    if (directory / _MANIFEST).exists() and not overwrite:
-        raise DatasetError(f"{directory}: already holds a dataset. Remove the folder, or pass --overwrite True.")
-    directory.mkdir(parents=True, exist_ok=True)
-    ours = {path for pattern in _OURS for path in directory.glob(pattern)}
-    foreign = sorted(path.name for path in directory.iterdir() if path not in ours)
-    if foreign:
-        raise DatasetError(f"{directory}: is not a dataset folder, it holds {foreign[0]!r}. Choose an empty folder.")
-
-
-def _clean(directory: Path, keep: str = "") -> None:
-    (directory / _MANIFEST).unlink(
-        missing_ok=True
-    )  # first, so that a kill in between leaves no complete-looking folder
-    for path in {path for pattern in _OURS for path in directory.glob(pattern)}:
-        if path.name != keep:
-            path.unlink(missing_ok=True)
-
-
 class Dataset:
     """Random access to the documents of a dataset folder, safe from many threads; shards open when first read.
 
@@ -309,7 +284,7 @@ class Dataset:
 
     def __init__(self, directory: Path) -> None:
         self.directory = Path(directory)
-        self.manifest = _read_manifest(self.directory)
+        self.manifest = read_manifest(self.directory)
         self.name: str = self.manifest["name"]
         self._shards: list[dict[str, Any]] = self.manifest["shards"]
         for shard in self._shards:
@@ -367,34 +342,3 @@ class Dataset:
                     reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
                     self._readers[shard] = reader
         return reader
-
-
-def _read_manifest(directory: Path) -> dict[str, Any]:
-    path = directory / _MANIFEST
-    if not path.is_file():
-        if not directory.is_dir():
-            state = "no such folder"
-        elif any(directory.iterdir()):
-            state = "no manifest.json, so this is no dataset or its writing was interrupted"
-        else:
-            state = "the folder is empty"
-        raise DatasetError(f"{directory}: {state}. Write it with `mmgpt data import` or `mmgpt tokenize`.")
-    types = {"name": str, "documents": int, "segments": int, "rejected": int, "shards": list, "meta": dict}
-    fields = {"file": str, "documents": int, "bytes": int, "sha256": str}
-    try:
-        manifest = json.loads(path.read_bytes())
-        if manifest.get("version", _VERSION) != _VERSION:
-            raise DatasetError(
-                f"{path}: its format is version {manifest['version']}, this mmgpt reads {_VERSION}. Delete "
-                f"{directory} and write the dataset again."
-            )
-        sound = "version" in manifest and all(isinstance(manifest.get(k), t) for k, t in types.items())
-        for shard in manifest["shards"] if sound else ():
-            sound = sound and all(isinstance(shard.get(k), t) for k, t in fields.items())
-            sound = sound and Path(shard["file"]).name == shard["file"]
-        sound = sound and sum(s["documents"] for s in manifest["shards"]) == manifest["documents"]
-    except (ValueError, AttributeError) as e:
-        raise DatasetError(f"{path}: not a manifest ({e}). Write the dataset again.") from e
-    if not sound:
-        raise DatasetError(f"{path}: damaged. Write the dataset again.")
-    return manifest

@@ -279,6 +279,28 @@ def test_a_half_written_folder_is_done_again(tmp_path: Path):
     assert len(list((tmp_path / "d").glob("shard-*"))) == 1
 
 
+def test_a_second_writer_of_a_folder_is_told_and_costs_the_first_nothing(tmp_path: Path):
+    written(tmp_path / "whole", 2)
+    for folder, overwrite in (("new", False), ("whole", True)):
+        with Writer(tmp_path / folder, name="some", overwrite=overwrite) as writer:
+            writer.write(example())
+            with pytest.raises(DatasetError, match="another process writes it"):
+                Writer(tmp_path / folder, name="some", overwrite=True)
+        assert len(Dataset(tmp_path / folder)) == 1
+        with Writer(tmp_path / folder, name="some", overwrite=True) as writer:  # it is free again
+            writer.write(example())
+
+
+@pytest.mark.parametrize("name", ["", "..", "a/b", "/etc", "a\nb", "\0", "n" * 300])
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path, name: str):
+    with pytest.raises(DatasetError, match="a folder cannot have the dataset's name"):
+        Writer(tmp_path / "new", name=name)
+    manifest = written(tmp_path / "d").manifest
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps({**manifest, "name": name}))
+    with pytest.raises(DatasetError, match="a folder cannot have the dataset's name"):
+        Dataset(tmp_path / "d")
+
+
 def test_an_exception_leaves_the_rejects_only(tmp_path: Path):
     with pytest.raises(KeyError), Writer(tmp_path / "d", name="some", shard_documents=2) as writer:
         for i in range(5):
