@@ -138,6 +138,7 @@ def tokenize_data(
     actions: Path | None = None,
     area: int = 512 * 512,
     fps: float | None = None,
+    frames: int = 256,
     batch: int = 64,
     threads: int = 0,
     share: str = "0/1",
@@ -155,6 +156,7 @@ def tokenize_data(
         actions: tokenizer file for robot actions; without it documents that hold them are rejected.
         area: pixels of an image at most.
         fps: frames a second to sample clips at; by default all frames.
+        frames: of a clip at most; a longer one is cut, and `cut` in its document's meta tells so.
         batch: images encoded at once.
         threads: threads that decode media; by default one per CPU, at most 16.
         share: i/n, this process does every n-th shard from the i-th on, 0/n to n-1/n together do all.
@@ -169,7 +171,7 @@ def tokenize_data(
     if engine != "ray" and (ray_address is not None or workers):
         raise ConfigError("--ray-address and --workers are of --engine ray; add that, or leave them out.")
     folders = {path: out / Dataset(path).name for path in datasets}
-    order = Order(folders=folders, area=area, fps=fps, share=parse_share(share))
+    order = Order(folders=folders, area=area, fps=fps, frames=frames, share=parse_share(share))
     files = Files(text=text, vision=vision, actions=actions, batch=batch)
     if engine == "ray":
         done = tokenize_on_ray(order, files, threads=threads, workers=workers, address=ray_address)

@@ -40,15 +40,16 @@ class Tokenised:
 class Order:
     """What to tokenise: raw datasets and the folder of each one's output, and what the output depends on.
 
-    Media keep their aspect at no more than `area` pixels a frame; clips are read at `fps`. Where `temporal` frames
-    share codes, a clip's last group is filled up with its last frame, so that nothing is lost; `fps` in the output
-    stays the rate of frames. With `share` (i, n) this process does every n-th shard, and whichever ends last writes
-    the manifest.
+    Media keep their aspect at no more than `area` pixels a frame; clips are read at `fps` and cut after `frames`, which
+    the meta of their document then tells (`cut`). Where `temporal` frames share codes, a clip's last group is filled up
+    with its last frame, so that nothing is lost; `fps` in the output stays the rate of frames. With `share` (i, n) this
+    process does every n-th shard, and whichever ends last writes the manifest.
     """
 
     folders: dict[Path, Path]
     area: int
     fps: float | None = None
+    frames: int = 256
     share: tuple[int, int] = (0, 1)
 
     def jobs(self, tokenizers: dict[str, Any]) -> list["Job"]:
@@ -58,11 +59,13 @@ class Order:
             raise JobError(f"area {self.area} holds no patch of {side}x{side} pixels; raise the area.")
         if self.fps is not None and not 0.0 < self.fps < math.inf:
             raise JobError(f"clips cannot be read at {self.fps} frames a second; give a number above 0.")
+        if self.frames < 1:
+            raise JobError(f"clips cannot be cut after {self.frames} frames; give 1 or more.")
         if not 0 <= self.share[0] < self.share[1]:
             raise JobError(f"share {self.share[0]} of {self.share[1]} does not exist; shares are 0 to n - 1 of n.")
         if len(set(self.folders.values())) < len(self.folders):
             raise JobError("two datasets have one name, and so one output. Tokenise them to different folders.")
-        settings = {"area": self.area, "fps": self.fps, **tokenizers}
+        settings = {"area": self.area, "fps": self.fps, "frames": self.frames, **tokenizers}
         return [Job(source, out, settings, self.share) for source, out in self.folders.items()]
 
 
@@ -160,6 +163,6 @@ def tokenize(order: Order, tokenizers: Tokenizers, threads: int = 0) -> list[Tok
 
     What fails goes to rejects.jsonl. Raises DatasetError, and JobError if an output was made otherwise.
     """
-    work = Work(tokenizers=tokenizers, area=order.area, fps=order.fps, threads=threads)
+    work = Work(tokenizers=tokenizers, area=order.area, fps=order.fps, frames=order.frames, threads=threads)
     jobs = order.jobs(tokenizers.settings())
     return run(jobs, lambda jobs, places, advance: write(work, jobs, places, advance))

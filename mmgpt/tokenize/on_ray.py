@@ -179,7 +179,13 @@ class _Worker:
                 raise JobError(
                     f"the datasets that {os.uname().nodename} sees differ from the driver's. Share the folder."
                 )
-            work = Work(tokenizers=tokenizers, area=order.area, fps=order.fps, threads=self._ordered.threads)
+            work = Work(
+                tokenizers=tokenizers,
+                area=order.area,
+                fps=order.fps,
+                frames=order.frames,
+                threads=self._ordered.threads,
+            )
             self._opened = work, jobs
         return self._opened
 

@@ -30,10 +30,11 @@ R = TypeVar("R")
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Medium:
-    """Pixels to encode, `frames` uint8 [T, h, w, 3], and a clip's frames per second."""
+    """Pixels to encode, `frames` uint8 [T, h, w, 3], and a clip's frames per second; `cut` where it had more frames."""
 
     frames: np.ndarray
     fps: float | None
+    cut: bool = False
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -60,11 +61,12 @@ class Window:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Work:
-    """Turns raw documents into tokenised ones: frames of at most `area` pixels, clips at `fps`."""
+    """Turns raw documents into tokenised ones: frames of at most `area` pixels, clips at `fps`, cut after `frames`."""
 
     tokenizers: Tokenizers
     area: int
     fps: float | None = None
+    frames: int = 256
     threads: int = 0
     """Threads that decode; 0 for one per CPU, at most 16."""
 
@@ -97,6 +99,9 @@ class Work:
             document = shard.dataset[number]
             key = document.key
             media = {i: medium for i, s in enumerate(document.segments) if (medium := self._medium(s)) is not None}
+            if cut := [str(i) for i, medium in media.items() if medium.cut]:
+                told = f"segment {', '.join(cut)} after {self.frames} frames"
+                document = dataclasses.replace(document, meta={**document.meta, "cut": told})
             return dataclasses.replace(document, segments=tuple(map(self._ids, document.segments))), media
         except ValueError as e:  # RecordError, MediaError, and what a tokenizer does not take
             return {"key": key, "reason": str(e), "place": f"{shard.dataset.name}, document {number}"}
@@ -111,8 +116,8 @@ class Work:
                 picture = decode_image(data)
                 return Medium(frames=resize(picture, *self._size(*picture.shape[:2]))[None], fps=None)
             case Video(data=bytes() as data):
-                frames, fps = decode_video(data, fps=self.fps, size=self._size)
-                return Medium(frames=frames, fps=fps)
+                frames, fps = decode_video(data, fps=self.fps, max_frames=self.frames + 1, size=self._size)
+                return Medium(frames=frames[: self.frames], fps=fps, cut=len(frames) > self.frames)
         return None
 
     def _ids(self, segment: Segment) -> Segment:

@@ -211,6 +211,16 @@ def test_clips_become_grids_of_frames(tmp_path):
     assert np.abs(video.codes.mean(axis=(1, 2, 3)) - [20, 200]).max() < 8
 
 
+def test_a_clip_that_is_cut_is_told(tmp_path):
+    frames = np.stack([np.full((16, 32, 3), level, np.uint8) for level in (20, 20, 200, 200)])
+    clip = Video(data=encode_mp4(frames, 8.0), fps=8.0)
+    source = write(tmp_path / "raw", [Document(key="v", segments=(Text(text="x"), clip), meta={"a": "b"})])
+    for most, told in ((3, {"a": "b", "cut": "segment 1 after 3 frames"}), (4, {"a": "b"})):
+        run(source, tmp_path / str(most), area=512, frames=most)
+        document = Dataset(tmp_path / str(most))[0]
+        assert document.meta == told and len(document.segments[1].codes) == most
+
+
 def test_frames_that_share_codes_are_encoded_as_a_clip(tmp_path):
     """And pictures of the same size beside them as pictures, in their own order."""
     frames = np.stack([np.full((16, 32, 3), 20 * t, np.uint8) for t in range(10)])
