@@ -285,7 +285,7 @@ def encode_mp4(frames: np.ndarray, fps: float) -> bytes:
         stream = container.add_stream("libx264", rate=Fraction(fps).limit_denominator(1001))
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
         stream.codec_context.thread_count = 1  # the bytes then depend on the frames alone
-        # Without the macroblock tree, which reads memory that it did not write: frames this small then differ by chance.
+        # Without the macroblock tree, which reads memory that it did not write: small frames then differ by chance.
         stream.options = {"crf": "16", "x264-params": "mbtree=0"}
         for image in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")))
