@@ -206,9 +206,13 @@ def _until_closed(iterator: grain.DatasetIterator) -> Generator[dict[str, np.nda
 
 
 def _start_worker(parent: int, *_: int) -> None:
-    """In a worker process: keeps off accelerators, leaves Ctrl-C to the parent, and ends when the parent has."""
+    """In a worker process: keeps off accelerators, leaves signals to the parent, and ends when the parent has.
+
+    Ctrl-C and a scheduler's SIGTERM reach every process of a job: the parent then saves, and needs its workers for that.
+    """
     os.environ["JAX_PLATFORMS"] = "cpu"
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    for asked_to_end in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(asked_to_end, signal.SIG_IGN)
 
     def watch() -> None:
         while os.getppid() == parent:

@@ -144,6 +144,10 @@ def test_a_killed_worker_is_an_error_and_leaves_nothing(config, tmp_path):
     next(batches)
     victim, other = (child.pid for child in multiprocessing.active_children())
     assert victim and other
+    for asked_to_end in (signal.SIGTERM, signal.SIGINT):  # which reach every process of a job, and are the trainer's
+        os.kill(victim, asked_to_end)
+    for _ in range(20):
+        next(batches)
     os.kill(victim, signal.SIGKILL)
     with pytest.raises(LoaderError, match=r"a data worker died .*-9.*goes on from the last checkpoint"):
         for _ in range(10**4):
