@@ -170,6 +170,10 @@ def tokenize_data(
 
     if engine != "ray" and (ray_address is not None or workers):
         raise ConfigError("--ray-address and --workers are of --engine ray; add that, or leave them out.")
+    if not datasets:
+        raise ConfigError("no dataset to tokenise; name folders that `mmgpt data import` wrote.")
+    if threads < 0:
+        raise ConfigError(f"--threads is {threads}; give 1 or more, or leave it out.")
     folders = {path: out / Dataset(path).name for path in datasets}
     order = Order(folders=folders, area=area, fps=fps, frames=frames, share=parse_share(share))
     files = Files(text=text, vision=vision, actions=actions, batch=batch)

@@ -98,6 +98,7 @@ def read_manifest(directory: Path) -> dict[str, Any]:
                 f"{directory} and write the dataset again."
             )
         sound = "version" in manifest and all(isinstance(manifest.get(k), t) for k, t in types.items())
+        sound = sound and isinstance(manifest["meta"].get("settings", {}), dict)
         for shard in manifest["shards"] if sound else ():
             sound = sound and all(isinstance(shard.get(k), t) for k, t in fields.items())
             sound = sound and Path(shard["file"]).name == shard["file"]

@@ -79,7 +79,18 @@ class PackedRows:
                 raise LoaderError("packed rows need a grammar to lay documents out; the model's config names it.")
             if not self.sources:
                 raise LoaderError("packed rows need a source, found none. Name tokenised datasets in data.sources.")
+            self.check()
             return PackedRows(self, grammar, seed=seed, rows=rows, folder=folder)
+
+        def check(self) -> None:
+            """Raises LoaderError on a number out of range."""
+            for field, least in {"row_length": 2, "batch_rows": 1, "workers": 0, "threads": 0, "prefetch": 0}.items():
+                if (value := getattr(self, field)) < least:
+                    raise LoaderError(f"data.{field} is {value}; give {least} or more.")
+            if not 0 <= self.held_out < 1:
+                raise LoaderError(f"data.held_out is {self.held_out}; give a share of 0 to below 1.")
+            if not 0 <= self.max_rejected <= 1:
+                raise LoaderError(f"data.max_rejected is {self.max_rejected}; give a share of 0 to 1.")
 
     def __init__(self, config: Config, grammar: Grammar, *, seed: int, rows: int, folder: Path | None) -> None:
         self.batch_rows, self._config, self._grammar = config.batch_rows, config, grammar

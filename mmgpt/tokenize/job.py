@@ -84,6 +84,9 @@ class Job:
         self.dataset = Dataset(source)
         if out.resolve() == source.resolve():
             raise JobError(f"{out}: is the source itself. Name another folder for the output.")
+        made = self.dataset.manifest["meta"].get("settings", {})
+        if any(made.get(probe, settings[probe]) != settings[probe] for probe in ("text_probe", "image_probe")):
+            raise JobError(f"{source}: is tokenised already, with other tokenizers. Name the raw dataset.")
         self.out, self._share = out, share
         listed = self.dataset.manifest["shards"]
         self.paths = [out / shard["file"] for shard in listed]

@@ -342,6 +342,26 @@ def test_wrong_use_is_told(config, tmp_path):
         build(config.replace(changes=(Change(step=2, sources=(Source.Config(path=twin),)),)))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"row_length": 0},
+        {"batch_rows": 0},
+        {"workers": -1},
+        {"threads": -1},
+        {"prefetch": -1},
+        {"held_out": 1.0},
+        {"held_out": -0.5},
+        {"held_out": float("nan")},
+        {"max_rejected": float("nan")},
+    ],
+)
+def test_numbers_out_of_range_are_named(config, wrong):
+    ((field, value),) = wrong.items()
+    with pytest.raises(LoaderError, match=rf"data\.{field} is {value}; give"):
+        build(config.replace(**wrong))
+
+
 def test_two_resolutions_of_one_dataset_hold_out_the_same_documents(config, tmp_path):
     twin = Source.Config(path=write(tmp_path / "large", "captions", captions(300, 1)), name="large captions")
     rows = build(config.replace(changes=(Change(step=6, sources=(twin, config.sources[1])),)), rows=4000)

@@ -365,6 +365,12 @@ def test_output_of_other_settings_is_never_mixed(source, tmp_path, change):
         run(source, tmp_path / "out", **change)
 
 
+def test_ids_of_other_tokenizers_are_never_passed_on_as_ones_of_these(source, tmp_path):
+    run(source, tmp_path / "out")
+    with pytest.raises(JobError, match="tokenised already, with other tokenizers"):
+        run(tmp_path / "out", tmp_path / "again", image=Means(shift=1))
+
+
 def test_a_shard_of_rejects_alone_is_empty(tmp_path):
     documents = [Document(key=f"b{i}", segments=(Image(data=b"no"),)) for i in range(2)] + raw(2)
     done = run(write(tmp_path / "raw", documents, per_shard=2), tmp_path / "out")
