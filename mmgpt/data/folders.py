@@ -98,7 +98,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
                 f"{directory} and write the dataset again."
             )
         sound = "version" in manifest and all(isinstance(manifest.get(k), t) for k, t in types.items())
-        sound = sound and isinstance(manifest["meta"].get("settings", {}), dict)
+        settings = manifest["meta"].get("settings", {}) if sound else {}
+        books = settings.get("codebooks", [])
+        sound = sound and isinstance(books, list) and all(isinstance(size, int) for size in books)
         for shard in manifest["shards"] if sound else ():
             sound = sound and all(isinstance(shard.get(k), t) for k, t in fields.items())
             sound = sound and Path(shard["file"]).name == shard["file"]

@@ -301,6 +301,14 @@ def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path, name: str):
         Dataset(tmp_path / "d")
 
 
+@pytest.mark.parametrize("settings", [[1], {"codebooks": 5}, {"codebooks": [[1]]}])
+def test_settings_of_wrong_types_are_damage(tmp_path: Path, settings: object):
+    manifest = written(tmp_path / "d").manifest
+    (tmp_path / "d" / "manifest.json").write_text(json.dumps({**manifest, "meta": {"settings": settings}}))
+    with pytest.raises(DatasetError, match=r"damaged|not a manifest"):
+        Dataset(tmp_path / "d")
+
+
 def test_an_exception_leaves_the_rejects_only(tmp_path: Path):
     with pytest.raises(KeyError), Writer(tmp_path / "d", name="some", shard_documents=2) as writer:
         for i in range(5):
