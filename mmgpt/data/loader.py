@@ -206,23 +206,32 @@ class PackedRows:
     def _held_out_plan(self, config: Source.Config, rows: int) -> pack.Plan:
         """Rows of the first held-out documents: as many as `rows` need are measured, not all."""
         dataset, row_length = self._datasets[config.path], self._config.row_length
-        numbers, lengths, tokens = list[np.ndarray](), list[np.ndarray](), 0
+        numbers, parts, lengths, tokens = list[np.ndarray](), list[np.ndarray](), list[np.ndarray](), 0
         for first in range(0, len(dataset), CHUNK):
             part = np.arange(first, min(first + CHUNK, len(dataset)))
             part = part[is_held_out(dataset.name, part, self._config.held_out)]
             length = document_lengths(self._grammar, dataset.index, part)
             fits = (length <= row_length) & (length > self._grammar.overhead)
             numbers.append(part[fits])
+            parts.append(np.zeros(np.count_nonzero(fits), np.int64))
             lengths.append(length[fits])
-            tokens += int(length[fits].sum())
+            if config.split:
+                split = Parts.of(self._grammar, dataset.index, row_length, part[length > row_length])
+                counts = np.diff(split.offset)
+                numbers.append(np.repeat(split.document, counts))
+                parts.append(1 + np.arange(len(split.length)) - np.repeat(split.offset[:-1], counts))
+                lengths.append(split.length.astype(np.int64))
+            tokens = sum(int(found.sum()) for found in lengths)
             if tokens > 2 * rows * row_length:
                 break
         if not tokens:
             raise LoaderError(
-                f"source {dataset.name} ({config.path}) has no held-out document: it holds {len(dataset)} and "
-                f"held_out is {self._config.held_out}. Change held_out or import more documents."
+                f"source {dataset.name} ({config.path}) has no held-out document that a row of {row_length} tokens "
+                f"holds: it has {len(dataset)} documents and data.held_out is {self._config.held_out}. Raise "
+                "data.held_out or data.row_length, allow `split`, or import more documents."
             )
-        return pack.plan_once(dataset.name, np.concatenate(numbers), np.concatenate(lengths), row_length=row_length)
+        found = (np.concatenate(numbers), np.concatenate(parts), np.concatenate(lengths))
+        return pack.plan_once(dataset.name, *found, row_length=row_length)
 
 
 class _Reader:

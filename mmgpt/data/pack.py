@@ -291,8 +291,8 @@ def plan(
     return _on_disk(blocks, row_length, about, directory)
 
 
-def plan_once(name: str, documents: np.ndarray, lengths: np.ndarray, *, row_length: int) -> Plan:
-    """Some documents of one source once, in plain layout: for held-out data."""
+def plan_once(name: str, documents: np.ndarray, parts: np.ndarray, lengths: np.ndarray, *, row_length: int) -> Plan:
+    """Some documents of one source once, or parts of them (see `Draws.part`), in plain layout: for held-out data."""
     rows = pack_all(lengths, row_length)
     items = np.array([item for row in rows for item in row], np.int64)
     zeros = np.zeros(len(items), np.int32)
@@ -301,7 +301,7 @@ def plan_once(name: str, documents: np.ndarray, lengths: np.ndarray, *, row_leng
         document=documents[items],
         epoch=zeros,
         flags=zeros.astype(np.uint8),
-        part=zeros.astype(np.uint16),
+        part=parts[items].astype(np.uint16),
         length=lengths[items].astype(np.int32),
         at=items,
     )

@@ -135,7 +135,7 @@ def test_sources_of_another_row_length_are_refused():
 
 def test_plan_once_holds_every_document_once():
     documents = np.arange(3, 203)
-    plan = pack.plan_once("a", documents, documents + 7, row_length=ROW)
+    plan = pack.plan_once("a", documents, documents * 0, documents + 7, row_length=ROW)
     assert sorted(plan.draws.document) == documents.tolist() and not plan.draws.flags.any()
     assert np.array_equal(plan.draws.length, plan.draws.document + 7)
     assert np.add.reduceat(plan.draws.length, plan.row_offset[:-1]).max() <= ROW

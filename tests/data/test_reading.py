@@ -16,8 +16,10 @@ import jax
 import numpy as np
 import pytest
 
+from mmgpt.core.document import Document, Text
 from mmgpt.core.stream import Batch
 from mmgpt.data.loader import LoaderError, PackedRows
+from mmgpt.data.mixture import Source
 from mmgpt.data.reading import Rejects
 from mmgpt.data.record import Dataset
 from mmgpt.data.shuffle import is_held_out
@@ -202,3 +204,16 @@ def test_rows_of_a_share_are_those_of_its_part(config):
         ids = [[b.row_id.tolist() for b in build(config, 3).batches(start, (i, hosts))] for i in range(hosts)]
         steps = [list(itertools.chain(*parts)) for parts in zip(*ids, strict=True)]
         assert steps == [list(range(first, first + BATCH)) for first in range(start, 24 - BATCH + 1, BATCH)]
+
+
+def test_books_longer_than_a_row_are_held_out_in_parts(tmp_path):
+    words = [np.full(100, 30 + i, np.int32) for i in range(20)]
+    books = [Document(key=str(i), segments=(Text(ids=ids),) * 9) for i, ids in enumerate(words)]
+    source = Source.Config(path=loading.write(tmp_path, "books", books), split=True)
+    rows = build(PackedRows.Config(sources=(source,), row_length=loading.ROW, batch_rows=BATCH, held_out=0.3))
+    held = np.concatenate([b.streams["tokens"].ids for b in rows.held_out_batches("books", 4)])
+    trained = np.concatenate([b.streams["tokens"].ids for b in rows.batches(0)])
+    out = {i for i in range(20) if is_held_out("books", np.array([i]), 0.3)[0]}
+    assert out and set(held.ravel().tolist()) & set(range(30, 50)) == {30 + i for i in out}
+    assert all(np.count_nonzero(held == 30 + i) == 900 for i in out)
+    assert not set(trained.ravel().tolist()) & {30 + i for i in out}
