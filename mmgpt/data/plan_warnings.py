@@ -123,9 +123,11 @@ def _left_out(told: Described) -> Iterator[str]:
                 f"the longest document has {source.longest:,} tokens."
             )
         if long := rejected.get(f"segments longer than {row} tokens"):
+            are = "segment is" if long == 1 else "segments are"
             yield (
-                f"{source.name}: {long:,} segments are alone longer than a row of {row:,} tokens and left out. Raise "
-                "--data.row-length, or tokenise its pictures at a smaller --area."
+                f"{source.name}: {long:,} {are} alone longer than a row of {row:,} tokens and left out. Raise "
+                "--data.row-length. If they are pictures, tokenise at a smaller --area; a long text is imported in "
+                "segments of up to 8,000 characters, some 2,000 tokens."
             )
         if told.config.held_out and not told.values["sources"][source.name]["held_out"]:
             yield (
@@ -140,16 +142,16 @@ def _passes(told: Described) -> Iterator[str]:
         epochs, documents = values["epochs"], values["epoch"]["documents"]
         if epochs > PASSES:
             share = PASSES * values["epoch"]["tokens"] / told.values["tokens"]
+            its, each, less = f"its {documents:,} documents come", " each", "they teach less"
+            if documents == 1:
+                its, each, less = "its one document comes", "", "it teaches less"
             remedy = (
                 f"{PASSES} times is {percent(share)} of the tokens, where it has {percent(values['share'])}: lower "
                 f"--{_flag(source, 'weight')}, set max-epochs, or import more."
                 if len(told.values["sources"]) > 1
                 else f"{PASSES} times is {int(steps * PASSES / epochs):,} steps: set --steps, or import more."
             )
-            yield (
-                f"{source.name}: its {documents:,} documents come {epochs:.1f} times each, and beyond {PASSES} times "
-                f"they teach less. {remedy}"
-            )
+            yield f"{source.name}: {its} {epochs:.1f} times{each}, and beyond {PASSES} times {less}. {remedy}"
         if (end := values["ends_at_step"]) is not None and end < steps - 1:
             yield (
                 f"{source.name}: max_epochs {source.config.max_epochs} ends at step {end:,} of {steps:,}; from then "

@@ -182,6 +182,16 @@ def test_a_source_that_is_alone_is_to_be_seen_in_fewer_steps(tmp_path: Path) -> 
     assert told((source,), steps=steps).values["sources"]["alone"]["epochs"] == pytest.approx(4, rel=0.05)
 
 
+def test_texts_too_long_and_a_lone_document_are_told_in_words_that_fit(tmp_path: Path) -> None:
+    sources = (
+        Source.Config(path=write(tmp_path, "long", [20] * 90 + [200]), split=True),
+        Source.Config(path=write(tmp_path, "lone", [20])),
+    )
+    found = "\n".join(warnings(told(sources)))
+    assert "1 segment is alone longer" in found and "a long text is imported in segments of up to 8,000" in found
+    assert re.search(r"lone: its one document comes [\d.]+ times, and beyond 4 times it teaches less", found)
+
+
 # --- the page and the command
 
 
