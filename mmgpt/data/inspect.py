@@ -25,6 +25,8 @@ _CLIP_FRAMES = 24
 _CLIP_FPS = 8.0
 _PIECES = 1500
 """Pieces of a document that are shown: stories of a hundred pictures stay readable."""
+_SEGMENTS, _CHARACTERS = 256, 1000
+"""Segments of a document, and characters of each, that the page shows: a book would make it too large to open."""
 _GRIDS = 12
 _IMAGE_NAMES = {b"\xff\xd8": "JPEG", b"\x89P": "PNG", b"RI": "WebP", b"GI": "GIF"}  # by their first two bytes
 
@@ -143,7 +145,14 @@ def _document(dataset: Dataset, i: int, shown: Shown) -> dict[str, Any]:
     except RecordError as e:
         return view | {"fault": str(e)}
     view["key"], view["meta"] = document.key, ", ".join(f"{k}: {v}" for k, v in document.meta.items())
-    view["segments"] = [_content(segment, shown) | {"note": _note(segment)} for segment in document.segments]
+    view["segments"] = [
+        _content(segment, shown) | {"note": _note(segment)} for segment in document.segments[:_SEGMENTS]
+    ]
+    for part in view["segments"]:
+        if part["text"] is not None and (left := len(part["text"]) - _CHARACTERS) > 0:
+            part["text"] = f"{part['text'][:_CHARACTERS]} … {left:,} characters more"
+    if (left := len(document.segments) - _SEGMENTS) > 0:
+        view["segments"].append({"text": f"… {left:,} segments more", "note": ""})
     if shown.grammar is None or not any(_is_tokenised(segment) for segment in document.segments):
         return view
     try:

@@ -142,6 +142,13 @@ def test_foreign_text_stays_text_and_nothing_is_loaded(tmp_path: Path) -> None:
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
 
 
+def test_of_a_book_the_page_shows_the_beginning_and_tells_what_is_left(tmp_path: Path) -> None:
+    book = Document(key="book", segments=(Text(text="tui " * 2000),) * 300)
+    dataset = Dataset(Path(tiny.write(tmp_path / "books", [book])))
+    page = page_html("d", {"d": dataset}, 1, Shown())
+    assert len(page) < 500_000 and page.count("… 7,000 characters more") == 256 and "… 44 segments more" in page
+
+
 def test_a_document_that_cannot_be_laid_out_is_told_on_the_page(tmp_path: Path) -> None:
     wrong = Document(key="a", segments=(Image(codes=np.full((2, 2, 2), 99, np.int32)),))
     dataset = Dataset(Path(tiny.write(tmp_path / "d", [wrong, *tiny.documents(2, 0)])))
