@@ -92,7 +92,7 @@ class Parts:
             who, length = owner[step], lengths[step]
             opens = used[who] + length > room
             starts[step] = opens & fits[step]
-            used[who] = np.where(fits[step], np.where(opens, length, used[who] + length), room + 1)
+            used[who] = np.where(opens, length, used[who] + length)  # after one that fits no row, the next opens a part
         kept = np.flatnonzero(fits)
         opening = kept[starts[kept]]
         part = np.cumsum(starts[kept]) - 1

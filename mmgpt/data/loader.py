@@ -6,6 +6,7 @@ Which rows there are is the plan's; this file reads them. The state of a loader 
 import abc
 import dataclasses
 import functools
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,6 +15,7 @@ import numpy as np
 
 from mmgpt.core.config import Config
 from mmgpt.core.document import Document, Image, Text, Video
+from mmgpt.core.log import console
 from mmgpt.core.stream import Batch
 from mmgpt.data import mixture, pack
 from mmgpt.data.lengths import CHUNK, Lengths, Parts, document_lengths, document_parts
@@ -118,8 +120,12 @@ class PackedRows:
                 "numbers": [self._seed, config.row_length, config.batch_rows, config.held_out, self._count],
             }
             folder = self._folder / PLANS / pack.digest(**inputs)
-            if (folder / "plan.json").exists():
-                return pack.load(folder)
+            if folder.exists():
+                try:
+                    return pack.load(folder)
+                except pack.PlanError as e:  # it is the same when it is made again
+                    console.print(f"{e} It is made again now.")
+                    shutil.rmtree(folder)
         first, *later = self.mixtures()
         return pack.plan(
             first,

@@ -365,7 +365,7 @@ def load(directory: Path) -> Plan:
             directory=directory,
         )
     except (OSError, KeyError, ValueError) as e:
-        raise PlanError(f"{directory}: not a saved plan ({e}). Delete it; the plan is then made again.") from e
+        raise PlanError(f"{directory}: not a whole plan ({e}).") from e
 
 
 def _mapped(path: Path, dtype: np.dtype, size: int) -> np.ndarray:

@@ -176,7 +176,7 @@ def read_ahead(
             flags.FLAGS.mark_as_parsed()  # Grain reads flags of its own as workers start
         options = grain.multiprocessing.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=2)
         dataset = dataset.mp_prefetch(options, functools.partial(_start_worker, os.getpid()))
-    batches = _until_closed(iter(dataset))
+    batches = _until_closed(iter(dataset), workers > 0)
     _reading.add(batches)
     return batches
 
@@ -191,9 +191,11 @@ def _close_all() -> None:
         batches.close()
 
 
-def _until_closed(iterator: grain.DatasetIterator) -> Generator[dict[str, np.ndarray], None, None]:
+def _until_closed(iterator: grain.DatasetIterator, shared: bool) -> Generator[dict[str, np.ndarray], None, None]:
     try:
-        yield from iterator
+        for batch in iterator:
+            # A copy lets go of shared memory now, where an array that lives until the end would be called a leak.
+            yield {name: np.array(array) for name, array in batch.items()} if shared else batch
     except RuntimeError as e:
         if "terminated unexpectedly" not in str(e):
             raise
@@ -208,7 +210,7 @@ def _until_closed(iterator: grain.DatasetIterator) -> Generator[dict[str, np.nda
 def _start_worker(parent: int, *_: int) -> None:
     """In a worker process: keeps off accelerators, leaves signals to the parent, and ends when the parent has.
 
-    Ctrl-C and a scheduler's SIGTERM reach every process of a job: the parent then saves, and needs its workers for that.
+    Ctrl-C and a scheduler's SIGTERM reach every process of a job: the parent then saves, and still needs its workers.
     """
     os.environ["JAX_PLATFORMS"] = "cpu"
     for asked_to_end in (signal.SIGINT, signal.SIGTERM):

@@ -1,5 +1,6 @@
 """Training a text tokenizer on the text of raw datasets."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -45,7 +46,13 @@ def train_text(
                     if isinstance(segment, Text) and segment.text:
                         yield segment.text
 
-    trained = TextTokenizer.train(texts(), size, superwords)
+    found = texts()
+    first = next(found, None)
+    if first is None:
+        raise TextError(
+            f"{', '.join(map(str, datasets))}: no raw text to train on. Name raw datasets."
+        )
+    trained = TextTokenizer.train(itertools.chain([first], found), size, superwords)
     if damaged:
         console.print(f"left out {len(damaged)} damaged records; the first: {damaged[0]}")
     write_atomic(out, trained.model)

@@ -100,13 +100,16 @@ def test_a_change_starts_at_its_row_from_every_cursor():
         Source(s.config.replace(weight=4.0 if s.name == "text" else 1.0), s.name, s.lengths, ROW) for s in sources
     ]
     plain = pack.plan(sources, seed=0, row_length=ROW, rows=900)
-    changed = pack.plan(sources, seed=0, row_length=ROW, rows=1500, changes=[(300, heavier)])
+    changed = pack.plan(sources, seed=0, row_length=ROW, rows=9000, changes=[(300, heavier)])
     assert rows_equal(plain, changed, 300)
     assert rows_equal(changed, pack.plan(sources, seed=0, row_length=ROW, rows=900, changes=[(300, heavier)]), 900)
     assert rows_equal(pack.plan(sources, seed=0, row_length=ROW, rows=200, changes=[(300, heavier)]), plain, 200)
     draws = changed.draws
     seen = Counter(zip((draws.source % 3).tolist(), draws.epoch.tolist(), draws.document.tolist(), strict=True))
     assert set(seen.values()) == {1}  # nothing twice across the change
+    for number, size in enumerate((4000, 1000, 2000)):
+        counts = np.bincount(draws.epoch[draws.source % 3 == number])
+        assert (counts[:-4] == size).all()  # and nothing lost
     longer = pack.plan(sources, seed=0, row_length=ROW, rows=6000, changes=[(300, heavier)])
     later = longer.draws.take(slice(int(longer.row_offset[1000]), None))
     share = later.length[later.source == 5].sum() / later.length.sum()
@@ -151,7 +154,7 @@ def test_saved_and_loaded(tmp_path):
     again = pack.plan(mix(), seed=0, row_length=ROW, rows=50, directory=tmp_path / "plans" / "one")
     assert rows_equal(plan, again, 50) and [p.name for p in (tmp_path / "plans").iterdir()] == ["one"]
     (tmp_path / "plans" / "one" / "flags.bin").write_bytes(b"")
-    with pytest.raises(PlanError, match="not a saved plan"):
+    with pytest.raises(PlanError, match="not a whole plan"):
         pack.load(tmp_path / "plans" / "one")
 
 
