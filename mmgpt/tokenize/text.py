@@ -49,9 +49,7 @@ def train_text(
     found = texts()
     first = next(found, None)
     if first is None:
-        raise TextError(
-            f"{', '.join(map(str, datasets))}: no raw text to train on. Name raw datasets."
-        )
+        raise TextError(f"{', '.join(map(str, datasets))}: no raw text to train on. Name raw datasets.")
     trained = TextTokenizer.train(itertools.chain([first], found), size, superwords)
     if damaged:
         console.print(f"left out {len(damaged)} damaged records; the first: {damaged[0]}")
