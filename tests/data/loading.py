@@ -7,6 +7,7 @@ import functools
 import multiprocessing
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -82,11 +83,17 @@ def present(batch: Batch) -> list[tuple[int, int]]:
     return found
 
 
+def started(batches: Iterator[Batch], workers: int) -> list[int]:
+    """The pids of all workers: they start one by one, as batches are asked for."""
+    while len(found := multiprocessing.active_children()) < workers:
+        next(batches)
+    return [child.pid for child in found if child.pid is not None]
+
+
 if __name__ == "__main__":
     config = mixture(Path(sys.argv[1])).replace(workers=int(sys.argv[2]))
     batches = build(config, 10**4, Path(sys.argv[1]) / "run").batches(0)
-    next(batches)
-    print(*(child.pid for child in multiprocessing.active_children()), flush=True)
+    print(*started(batches, config.workers), flush=True)
     while True:
         next(batches)
         time.sleep(0.01)

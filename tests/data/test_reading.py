@@ -144,8 +144,7 @@ def segments() -> set[str]:
 def test_a_killed_worker_is_an_error_and_leaves_nothing(config, tmp_path):
     batches = build(config.replace(workers=2), 10**4, tmp_path).batches(0)
     next(batches)
-    victim, other = (child.pid for child in multiprocessing.active_children())
-    assert victim and other
+    victim, other = loading.started(batches, 2)
     for asked_to_end in (signal.SIGTERM, signal.SIGINT):  # which reach every process of a job, and are the trainer's
         os.kill(victim, asked_to_end)
     for _ in range(20):
