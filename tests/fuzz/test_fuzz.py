@@ -37,7 +37,8 @@ def test_checksums_are_made_right() -> None:
     [("raises", "KeyError"), ("dies", "ended with -11"), ("crawls", "of CPU time"), ("grows", "memory grew")],
 )
 def test_what_no_decoder_may_do_is_told_with_its_number(name: str, what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run, "SECONDS", 0.2)
+    if name == "crawls":  # the others keep the real limit: on a busy machine honest work takes 0.2 s
+        monkeypatch.setattr(run, "SECONDS", 0.2)
     report = run.fuzz(name, 120, seed=0, module="tests.fuzz.broken")
     assert report.mutants == 120 and report.faults and all(what in fault["what"] for fault in report.faults)
     if name in ("raises", "dies"):
