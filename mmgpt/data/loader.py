@@ -254,7 +254,7 @@ class _Reader:
         dataset = self.datasets[source.path]
         try:
             tokens: Tokens = self.cache.get(
-                (source, document, flags, part),
+                (source.path, source.first_loss, document, flags, part),
                 lambda: self._encoded(dataset, source, document, flags, part),
                 lambda tokens: sum(array.nbytes for array in vars(tokens).values()),
             )

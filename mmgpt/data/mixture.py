@@ -310,6 +310,8 @@ def apply_layout(document: Document, flags: int, source: Source.Config) -> Docum
 
     What comes first there, and the rest should be predicted from, takes the source's `first_loss`.
     """
+    if not flags and source.first_loss == 1.0:
+        return document
     segments = document.segments
     media = [isinstance(segment, (Image, Video)) for segment in segments]
     opening = media.index(True) if True in media else 0  # segments of text before the first medium
