@@ -82,9 +82,8 @@ def stories(count: int, seed: int) -> list[Document]:
     ]
 
 
-@pytest.fixture(scope="module")
-def config(tmp_path_factory) -> PackedRows.Config:
-    directory = tmp_path_factory.mktemp("data")
+def mixture(directory: Path) -> PackedRows.Config:
+    """Captions that swap and drop, and stories."""
     return PackedRows.Config(
         sources=(
             Source.Config(path=write(directory, "captions", captions(300, 1)), swap=0.5, drop_text=0.1),
@@ -94,6 +93,11 @@ def config(tmp_path_factory) -> PackedRows.Config:
         batch_rows=BATCH,
         held_out=0.1,
     )
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory) -> PackedRows.Config:
+    return mixture(tmp_path_factory.mktemp("data"))
 
 
 def build(config: PackedRows.Config, rows: int = 96, seed: int = 0, folder: Path | None = None) -> PackedRows:

@@ -7,21 +7,12 @@ from mmgpt.core.document import Document, Text
 from mmgpt.data import loader
 from mmgpt.data.loader import PackedRows
 from mmgpt.data.mixture import Change, Source
-from tests.data.test_loader import BATCH, EOS, ROW, build, captions, joined, same, stories, write
+from tests.data.test_loader import BATCH, EOS, ROW, build, captions, joined, mixture, same, write
 
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory) -> PackedRows.Config:
-    directory = tmp_path_factory.mktemp("data")
-    return PackedRows.Config(
-        sources=(
-            Source.Config(path=write(directory, "captions", captions(300, 1)), swap=0.5, drop_text=0.1),
-            Source.Config(path=write(directory, "stories", stories(150, 2)), weight=2.0),
-        ),
-        row_length=ROW,
-        batch_rows=BATCH,
-        held_out=0.1,
-    )
+    return mixture(tmp_path_factory.mktemp("data"))
 
 
 def test_a_plan_is_kept_and_made_again_only_where_it_must_be(config, tmp_path, monkeypatch):
