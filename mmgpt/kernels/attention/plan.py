@@ -1,0 +1,198 @@
+"""The block plan of attention: which blocks of queries and keys have anything to see in them, made once a step.
+
+A block is `q_block` consecutive queries by `k_block` consecutive keys of one row. From the visibility's O(T) numbers
+the plan lists the blocks in which some query sees some key, and no others, in the order of queries (the forward pass)
+and in the order of keys (the backward pass). All layers and heads share it, and nothing of T x S is ever made: the
+largest intermediate is queries x blocks of keys, which is reduced where it arises.
+
+Shapes: N = B T' queries of all rows, each row filled up to whole blocks, M = B S' keys likewise.
+"""
+
+import dataclasses
+import math
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from mmgpt.core.stream import Visibility
+
+EMPTY, FULL, EDGE, MIXED = 0, 1, 2, 3
+"""Classes: nothing to see; every pair is visible; intervals alone decide; islands or padding have a say too.
+
+An EMPTY entry stands for a block of queries (or of keys) that has no other, so that its zeros are written.
+"""
+
+CLASS_BITS, BLOCK_BITS = 2, 14
+MOST_BLOCKS = 1 << BLOCK_BITS
+END = (1 << (2 * BLOCK_BITS + CLASS_BITS)) - 1 + (1 << 30)
+"""Sorts behind every entry."""
+
+NOWHERE = 1 << 30
+"""The base of a block of keys that is all padding: behind every index."""
+
+
+class Blocks(NamedTuple):
+    """Sizes of a block: `q` queries by `k` keys."""
+
+    q: int
+    k: int
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A visibility laid out in blocks, and the lists of the blocks to visit.
+
+    `start, stop, island [N]`, `key_island [M]` int32: the visibility with rows one after another and filled up.
+    `base [M / k_block]`: what a block of keys adds to a key's place in it to make its index.
+    `by_query [entries]`: the blocks, ascending in queries and then keys, as `query block << 16 | key block << 2 |
+    class`; `by_key`: ascending in keys and then queries, as `key block << 16 | query block << 2 | class`. The first
+    `count_by_query [1]` and `count_by_key [1]` of them count. `seen [N / q_block]` bool: blocks with any entry.
+    """
+
+    start: jax.Array
+    stop: jax.Array
+    island: jax.Array
+    key_island: jax.Array
+    base: jax.Array
+    by_query: jax.Array
+    by_key: jax.Array
+    count_by_query: jax.Array
+    count_by_key: jax.Array
+    seen: jax.Array
+    blocks: Blocks = dataclasses.field(metadata={"static": True})
+
+
+def make(visibility: Visibility, blocks: Blocks) -> Plan:
+    """The plan of `visibility`, on the device that holds it.
+
+    The keys of a block that are not padding must have consecutive indices. Raises ValueError beyond 16,384 blocks.
+    """
+    (B, T), S = visibility.start.shape, visibility.index.shape[1]
+    rows_q, rows_k = math.ceil(T / blocks.q), math.ceil(S / blocks.k)
+    if B * max(rows_q, rows_k) > MOST_BLOCKS:
+        raise ValueError(
+            f"attention: {B} rows of {T} queries and {S} keys are more than {MOST_BLOCKS} blocks of {blocks}; use "
+            "larger blocks or fewer rows on a device."
+        )
+
+    def filled(x: jax.Array, size: int, value: int) -> jax.Array:
+        return jnp.pad(x, ((0, 0), (0, -x.shape[1] % size)), constant_values=value)
+
+    start, stop, island = (filled(x, blocks.q, 0) for x in (visibility.start, visibility.stop, visibility.island))
+    index, key_island = filled(visibility.index, blocks.k, 0), filled(visibility.key_island, blocks.k, -1)
+    klass, base = _classes(start, stop, island, index, key_island, blocks)
+    by_query, count_by_query = _entries(klass)
+    by_key, count_by_key = _entries(jnp.swapaxes(klass, 1, 2))
+    return Plan(
+        start=start.reshape(-1),
+        stop=stop.reshape(-1),
+        island=island.reshape(-1),
+        key_island=key_island.reshape(-1),
+        base=base.reshape(-1),
+        by_query=by_query,
+        by_key=by_key,
+        count_by_query=count_by_query,
+        count_by_key=count_by_key,
+        seen=jnp.any(klass != EMPTY, axis=2).reshape(-1),
+        blocks=blocks,
+    )
+
+
+def unpacked(entry: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`(first block, second block, class)` of an entry; the first is what its list ascends in."""
+    return entry >> (BLOCK_BITS + CLASS_BITS), (entry >> CLASS_BITS) & (MOST_BLOCKS - 1), entry & 3
+
+
+def _entries(klass_BIJ: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The list of entries in the order of I, and how many count; an I with none gets an EMPTY entry."""
+    B, I, J = klass_BIJ.shape
+    row = jnp.arange(B, dtype=jnp.int32)[:, None, None]
+    i, j = (jnp.arange(n, dtype=jnp.int32) for n in (I, J))
+    place = ((row * I + i[None, :, None]) << (BLOCK_BITS + CLASS_BITS)) | ((row * J + j) << CLASS_BITS)
+    visited = klass_BIJ != EMPTY
+    lone = ~jnp.any(visited, axis=2, keepdims=True) & (j == 0)
+    kept = visited | lone
+    entries = jnp.sort(jnp.where(kept, place | klass_BIJ, END).reshape(-1))
+    return entries, jnp.sum(kept, dtype=jnp.int32).reshape(1)
+
+
+def _classes(
+    start: jax.Array, stop: jax.Array, island: jax.Array, index: jax.Array, key_island: jax.Array, blocks: Blocks
+) -> tuple[jax.Array, jax.Array]:
+    """The class of every block `[B, T'/q, S'/k]`, and each key block's base `[B, S'/k]`."""
+    B, T = start.shape
+    in_blocks = (B, -1, blocks.k)
+    real = (key_island >= 0).reshape(in_blocks)
+    common = (key_island == 0).reshape(in_blocks)
+    place = jnp.arange(blocks.k, dtype=jnp.int32)
+    base_BJ = jnp.max(jnp.where(real, index.reshape(in_blocks) - place, jnp.iinfo(jnp.int32).min), axis=2)
+    base_BJ = jnp.where(jnp.any(real, axis=2), base_BJ, NOWHERE)
+    first_BJ = jnp.min(jnp.where(common, place, blocks.k), axis=2)
+    last_BJ = jnp.max(jnp.where(common, place, -1), axis=2)
+    run = (place >= first_BJ[:, :, None]) & (place <= last_BJ[:, :, None])
+    plain = jnp.all((common == run) & (common == real))
+    from_BTJ = start[:, :, None] - base_BJ[:, None, :]
+    to_BTJ = jnp.minimum(stop[:, :, None] - base_BJ[:, None, :], blocks.k)
+
+    def with_gaps() -> jax.Array:
+        """What each query sees: the first common key behind its start, and its own island's run."""
+        # next[p]: the first place from p on, in the same block, of a key that every island sees.
+        next_BJK = jax.lax.cummin(jnp.where(common, place, blocks.k), axis=2, reverse=True)
+        inside = (from_BTJ >= 0) & (from_BTJ < blocks.k)
+        flat = jnp.arange(base_BJ.shape[1], dtype=jnp.int32) * blocks.k + jnp.where(inside, from_BTJ, 0)
+        at_BT = jnp.max(jnp.where(inside, flat, -1), axis=2)
+        after_BT = jnp.take_along_axis(next_BJK.reshape(B, -1), jnp.maximum(at_BT, 0), axis=1)
+        first_BTJ = jnp.where(from_BTJ <= 0, first_BJ[:, None, :], jnp.where(inside, after_BT[:, :, None], blocks.k))
+        low_BT, high_BT = _runs(island, index, key_island)
+        low_BT, high_BT = jnp.maximum(low_BT, start), jnp.minimum(high_BT, stop - 1)
+        own = (low_BT <= high_BT)[:, :, None]
+        own &= (low_BT[:, :, None] < base_BJ[:, None, :] + blocks.k) & (high_BT[:, :, None] >= base_BJ[:, None, :])
+        any_real = jnp.any(real, axis=2)[:, None, :]
+        return _any((first_BTJ < to_BTJ) | (own & any_real), blocks.q)
+
+    def without_gaps() -> jax.Array:
+        """Where the common keys of a block are one run, its ends decide."""
+        low_BTJ = jnp.maximum(from_BTJ, first_BJ[:, None, :])
+        return _any(low_BTJ < jnp.minimum(to_BTJ, last_BJ[:, None, :] + 1), blocks.q)
+
+    visited = jax.lax.cond(plain, without_gaps, with_gaps)
+    # A block is full when its narrowest query sees all of it, and all its keys are of one island with all queries.
+    rows = (B, T // blocks.q, blocks.q)
+    latest = jnp.max(start.reshape(rows), axis=2)[:, :, None]
+    earliest = jnp.min(stop.reshape(rows), axis=2)[:, :, None]
+    covered = (latest <= base_BJ[:, None, :]) & (earliest >= base_BJ[:, None, :] + blocks.k)
+    key_blocks, query_blocks = key_island.reshape(in_blocks), island.reshape(rows)
+    clean = jnp.all(common, axis=2)[:, None, :]
+    highest = jnp.max(key_blocks, axis=2)[:, None, :]
+    single = jnp.all((key_blocks == 0) | (key_blocks == jnp.max(key_blocks, axis=2, keepdims=True)), axis=2)
+    same = (jnp.min(query_blocks, axis=2)[:, :, None] == highest) & (
+        jnp.max(query_blocks, axis=2)[:, :, None] == highest
+    )
+    shared = clean | (single[:, None, :] & same)
+    klass = jnp.where(covered & shared, FULL, jnp.where(clean, EDGE, MIXED))
+    return jnp.where(visited, klass, EMPTY).astype(jnp.int32), base_BJ
+
+
+def _any(seen_BTJ: jax.Array, q_block: int) -> jax.Array:
+    B, T, J = seen_BTJ.shape
+    return jnp.any(seen_BTJ.reshape(B, T // q_block, q_block, J), axis=2)
+
+
+def _runs(island_BT: jax.Array, index_BS: jax.Array, key_island_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The lowest and highest index of the keys of each query's island, `[B, T]` each; where there are none, low > high.
+
+    Islands are sorted by number, which may be any: `(number, index)` pairs, then a search for each query.
+    """
+    number, index = jax.lax.sort((key_island_BS, index_BS), dimension=1, num_keys=2)
+    size = number.shape[1]
+
+    def row(number_S: jax.Array, index_S: jax.Array, island_T: jax.Array) -> tuple[jax.Array, jax.Array]:
+        left = jnp.searchsorted(number_S, island_T, side="left")
+        right = jnp.searchsorted(number_S, island_T, side="right")
+        low, high = index_S[jnp.minimum(left, size - 1)], index_S[jnp.maximum(right - 1, 0)]
+        none = (left == right) | (island_T <= 0)
+        return jnp.where(none, 1, low), jnp.where(none, 0, high)
+
+    return jax.vmap(row)(number, index, island_BT)
