@@ -5,14 +5,21 @@ import dataclasses
 import numpy as np
 
 from mmgpt.core.stream import Visibility, packed_causal
+from mmgpt.kernels.attention.plan import Blocks
 
 TOLERANCES = {"float32": (2e-6, 2e-5), "bfloat16": (1e-2, 4e-2)}
 """Largest absolute error against float64 of (outputs, gradients), by dtype of the inputs, for values of order 1."""
 
+SMALL = Blocks(8, 4)
+"""Cuts 16 positions into blocks of every class."""
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True, eq=False)
 class Case:
-    """A problem: `rows` B, `queries` T, `keys` S, `heads` H over `kv_heads` G, `head_dim` K, and what goes with it."""
+    """A problem: `rows` B, `queries` T, `keys` S, `heads` H over `kv_heads` G, `head_dim` K, and what goes with it.
+
+    `blocks` are those of an implementation that works by a plan.
+    """
 
     name: str
     visibility: Visibility
@@ -23,6 +30,7 @@ class Case:
     soft_cap: float | None = None
     sinks: bool = False
     dtype: str = "float32"
+    blocks: Blocks = SMALL
 
     def arrays(self, seed: int = 0) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None]:
         """`q [B, T, H, K]`, `k, v [B, S, G, K]`, `sinks [H]` or None: float32 of order 1."""
@@ -104,6 +112,27 @@ def nothing() -> Visibility:
     return dataclasses.replace(seen, start=start, stop=stop, key_island=island)
 
 
+def documents(rows: int = 1) -> Visibility:
+    """Five documents in 300 positions, the last 6 of which are padding: no length is a multiple of a block."""
+    return packed_causal(_rows(*[[0] * 130 + [1] * 20 + [2] * 64 + [3] * 50 + [4] * 30 + [-1] * 6] * rows))
+
+
+def noisy_copies() -> Visibility:
+    """Two documents, each with a noisy copy (islands 1 and 2) of 70 positions before its clean copy, all pictures."""
+    seen = packed_causal(_rows([0] * 160 + [1] * 140))
+    island, stop = np.zeros((1, 300), np.int32), np.array(seen.stop)
+    for number, first in ((1, 10), (2, 160)):
+        island[:, first : first + 70] = number
+        stop[:, first : first + 70] = first + 70
+    return dataclasses.replace(seen, island=island, key_island=island, stop=stop)
+
+
+def prompt() -> Visibility:
+    """The last 40 of 100 positions over all of them: a prompt in pieces."""
+    seen = causal(2, 100)
+    return dataclasses.replace(seen, start=seen.start[:, 60:], stop=seen.stop[:, 60:], island=seen.island[:, 60:])
+
+
 CASES: tuple[Case, ...] = (
     Case(name="causal", visibility=causal(2, 16)),
     Case(name="one_token", visibility=causal(1, 1)),
@@ -124,5 +153,14 @@ CASES: tuple[Case, ...] = (
     Case(name="scale", visibility=packed(), scale=1.0, soft_cap=5.0, sinks=True),
     Case(name="long", visibility=causal(1, 96), heads=2, kv_heads=2),
     Case(name="bfloat16", visibility=packed(), dtype="bfloat16"),
+    Case(name="head_dim_80", visibility=packed(), heads=6, kv_heads=2, head_dim=80),
+    Case(name="head_dim_96", visibility=packed(), heads=8, kv_heads=1, head_dim=96),
+    Case(name="head_dim_256", visibility=packed(), heads=4, kv_heads=4, head_dim=256),
+    Case(name="documents", visibility=documents(2), head_dim=64, blocks=Blocks(32, 16)),
+    Case(name="documents_sinks", visibility=documents(), soft_cap=2.0, sinks=True, blocks=Blocks(16, 32)),
+    Case(name="documents_bfloat16", visibility=documents(), head_dim=128, dtype="bfloat16", blocks=Blocks(32, 32)),
+    Case(name="wide_blocks", visibility=documents(), heads=6, kv_heads=2, blocks=Blocks(128, 64)),
+    Case(name="noisy_copies", visibility=noisy_copies(), head_dim=64, blocks=Blocks(16, 16)),
+    Case(name="prompt", visibility=prompt(), blocks=Blocks(16, 32)),
 )
 """Every case is one problem of one family; a new implementation must solve all of them."""

@@ -105,16 +105,16 @@ def unpacked(entry: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
     return entry >> (BLOCK_BITS + CLASS_BITS), (entry >> CLASS_BITS) & (MOST_BLOCKS - 1), entry & 3
 
 
-def _entries(klass_BIJ: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The list of entries in the order of I, and how many count; an I with none gets an EMPTY entry."""
-    B, I, J = klass_BIJ.shape
+def _entries(klass_BNJ: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The list of entries in the order of N, and how many count; an N with none gets an EMPTY entry."""
+    B, N, J = klass_BNJ.shape
     row = jnp.arange(B, dtype=jnp.int32)[:, None, None]
-    i, j = (jnp.arange(n, dtype=jnp.int32) for n in (I, J))
-    place = ((row * I + i[None, :, None]) << (BLOCK_BITS + CLASS_BITS)) | ((row * J + j) << CLASS_BITS)
-    visited = klass_BIJ != EMPTY
+    i, j = jnp.arange(N, dtype=jnp.int32)[None, :, None], jnp.arange(J, dtype=jnp.int32)[None, None, :]
+    place = ((row * N + i) << (BLOCK_BITS + CLASS_BITS)) | ((row * J + j) << CLASS_BITS)
+    visited = klass_BNJ != EMPTY
     lone = ~jnp.any(visited, axis=2, keepdims=True) & (j == 0)
     kept = visited | lone
-    entries = jnp.sort(jnp.where(kept, place | klass_BIJ, END).reshape(-1))
+    entries = jnp.sort(jnp.where(kept, place | klass_BNJ, END).reshape(-1))
     return entries, jnp.sum(kept, dtype=jnp.int32).reshape(1)
 
 
@@ -126,7 +126,7 @@ def _classes(
     in_blocks = (B, -1, blocks.k)
     real = (key_island >= 0).reshape(in_blocks)
     common = (key_island == 0).reshape(in_blocks)
-    place = jnp.arange(blocks.k, dtype=jnp.int32)
+    place = jnp.arange(blocks.k, dtype=jnp.int32)[None, None, :]
     base_BJ = jnp.max(jnp.where(real, index.reshape(in_blocks) - place, jnp.iinfo(jnp.int32).min), axis=2)
     base_BJ = jnp.where(jnp.any(real, axis=2), base_BJ, NOWHERE)
     first_BJ = jnp.min(jnp.where(common, place, blocks.k), axis=2)
@@ -141,7 +141,7 @@ def _classes(
         # next[p]: the first place from p on, in the same block, of a key that every island sees.
         next_BJK = jax.lax.cummin(jnp.where(common, place, blocks.k), axis=2, reverse=True)
         inside = (from_BTJ >= 0) & (from_BTJ < blocks.k)
-        flat = jnp.arange(base_BJ.shape[1], dtype=jnp.int32) * blocks.k + jnp.where(inside, from_BTJ, 0)
+        flat = jnp.arange(base_BJ.shape[1], dtype=jnp.int32)[None, None, :] * blocks.k + jnp.where(inside, from_BTJ, 0)
         at_BT = jnp.max(jnp.where(inside, flat, -1), axis=2)
         after_BT = jnp.take_along_axis(next_BJK.reshape(B, -1), jnp.maximum(at_BT, 0), axis=1)
         first_BTJ = jnp.where(from_BTJ <= 0, first_BJ[:, None, :], jnp.where(inside, after_BT[:, :, None], blocks.k))
