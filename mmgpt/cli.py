@@ -239,6 +239,12 @@ def _bench(args: list[str]) -> int:
     return _parse(bench_train, args, "bench train")
 
 
+def _bench_attention(args: list[str]) -> None:
+    from mmgpt.evaluate.bench_attention import bench_attention
+
+    return _parse(bench_attention, args, "bench attention")
+
+
 def _bench_data(args: list[str]) -> None:
     from mmgpt.evaluate.bench_data import bench_data
 
@@ -277,6 +283,10 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "tokenize data": (_parsed(tokenize_data, "tokenize data"), "raw datasets to ids and codes"),
     "convert": (_parsed(convert, "convert"), "Hugging Face folders in and out"),
     "config": (_config, "show a preset or a run's config"),
+    "bench attention": (
+        _bench_attention,
+        "cycles of attention on a TPU that is not there, beside splash attention",
+    ),
     "bench data": (_bench_data, "fill and speed of packing, loading beside Grain's packers, resume, image decoding"),
     "bench generate": (_bench_generate, "speed of generation, bytes read on a TPU, passes of Jacobi decoding"),
     "bench tokenizer": (_bench_tokenizer, "speed of the Emu3 vision tokenizer beside transformers'"),

@@ -1,0 +1,166 @@
+"""`mmgpt bench attention`: our kernel beside splash attention on packed documents, on TPUs that need not be there."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from mmgpt.core.config import ConfigError
+from mmgpt.core.log import check_writable, console, show, table, write_json
+from mmgpt.evaluate import bench_attention_ours, bench_attention_project
+from mmgpt.evaluate.bench_attention_compile import TOPOLOGIES, compiled, cycles_of
+from mmgpt.evaluate.bench_attention_peers import Case
+from mmgpt.evaluate.bench_attention_project import MIXES, Cycles, Visits, projected
+from mmgpt.evaluate.kernel_cycles import TARGETS, Chip
+from mmgpt.evaluate.plan_picture import picture_of
+from mmgpt.kernels.attention.plan import Blocks
+
+LONG = 131_072
+PHASES = ("forward", "backward")
+GIGABYTE = 1e9
+DEVICES = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*")
+
+
+def bench_attention(
+    target: str = "v5p",
+    head_dim: int = 128,
+    heads: int = 32,
+    kv_heads: int = 8,
+    block: int = 1024,
+    bound: float | None = None,
+    tokamax: bool = True,
+    picture: Path | None = None,
+    picture_mix: str = "131k: lognormal",
+    json: Path | None = None,
+) -> None:
+    """Compiles attention for a TPU ahead of time and tells the cycles of a block, and of whole rows of documents.
+
+    Where there is an accelerator, and with `--target cpu`, the time of each implementation is measured instead.
+
+    Args:
+        target: v5p, v5e, v6e or v7x, which libtpu compiles for on any machine; cpu.
+        head_dim: of the heads.
+        heads: query heads.
+        kv_heads: heads of keys and values.
+        block: queries and keys of a block, ours and the peers'.
+        bound: of the logits, which stands for the running maximum where an implementation takes one.
+        tokamax: compare with tokamax too, which the extra `bench` installs on Python 3.12.
+        picture: write the plan of one mix as a PNG, and do nothing else.
+        picture_mix: which one.
+        json: write the figures.
+    """
+    if min(head_dim, heads, kv_heads, block) < 1 or heads % kv_heads or block % 128:
+        raise ConfigError("--heads must be a multiple of --kv-heads, --block of 128, and all at least 1.")
+    for path in (picture, json):
+        if path is not None:
+            check_writable(path)
+    if picture is not None:
+        return _picture(picture_mix, block, picture)
+    if target == "cpu" or _accelerated():
+        from mmgpt.evaluate.bench_attention_time import timed
+
+        figures = timed(heads=heads, kv_heads=kv_heads, head_dim=head_dim, block=block)
+        show(table(f"attention, {jax.default_backend()}", figures))
+    else:
+        if target not in TOPOLOGIES:
+            raise ConfigError(f"--target {target}: one of {', '.join(TOPOLOGIES)}, or cpu.")
+        names = ["splash", *(["tokamax"] if tokamax else []), *(["ours"] if bench_attention_ours.exists() else [])]
+        case = Case(
+            implementation="splash",
+            target=target,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            block=block,
+            bound=bound,
+        )
+        figures = static(case, names)
+    if json is not None:
+        write_json(json, figures)
+
+
+def _accelerated() -> bool:
+    """Whether there is a TPU or GPU. JAX is not asked where no device file speaks for one: it would load libtpu, and
+    then hold the lock for which the processes that compile wait."""
+    if not any(found for pattern in DEVICES for found in Path("/dev").glob(pattern)):
+        jax.config.update("jax_platforms", "cpu")
+    return jax.default_backend() != "cpu"
+
+
+def _picture(mix: str, block: int, path: Path) -> None:
+    if mix not in MIXES:
+        raise ConfigError(f"--picture-mix {mix!r}: one of {', '.join(map(repr, MIXES))}.")
+    picture_of(bench_attention_project.documents(*MIXES[mix]), Blocks(block, block), mix, path)
+    console.print(f"wrote {path}")
+
+
+def static(case: Case, names: list[str]) -> dict[str, Any]:
+    """Cycles of each implementation's parts, projections for all mixes, and the memory of a long row."""
+    chip, cycles, memory = TARGETS[case.target], {}, {}
+    for name in names:
+        mine = dataclasses.replace(case, implementation=name)
+        console.print(f"compiling {name} for {case.target}, head dim {case.head_dim}")
+        cycles[name] = cycles_of(mine, compiled(mine, "backward").kernels)
+        console.print(f"compiling {name}: memory of {LONG} tokens")
+        long = compiled(dataclasses.replace(mine, length=LONG), "backward", cycles=False)
+        memory[name] = {"backward, temporary GB": round(long.temp / GIGABYTE, 2), "fits": long.fits}
+    per_block = {
+        f"{name}, {phase}": _parts(cycles[name][phase], phase, case, chip) for name in names for phase in PHASES
+    }
+    show(table(f"cycles of a block of {case.block} x {case.block}, {case.target}, head dim {case.head_dim}", per_block))
+    projections = {}
+    for sequences in (1, 2):
+        rows = {mix: _mix(mix, cycles, case, chip, sequences) for mix in MIXES}
+        projections[f"{sequences} a chip"] = rows
+        show(table(f"forward and backward, {sequences} row{'s' * (sequences > 1)} a chip, million cycles", rows))
+    show(table(f"memory of one row of {LONG} tokens", memory))
+    return {"blocks": per_block, "projections": projections, "memory": memory}
+
+
+def _parts(c: Cycles, phase: str, case: Case, chip: Chip) -> dict[str, float]:
+    """Parts in cycles, and the share of the peak that a full block's useful work is of its body."""
+    matmuls = {"forward": 2, "backward": 5}[phase]
+    flops = 2.0 * matmuls * case.block**2 * case.head_dim * c.heads
+    named = {"full": c.full, "edge": c.edge, "mixed": c.mixed, "step": c.step, "row": c.row}
+    return {name: round(value) for name, value in named.items()} | {
+        "% of a core's peak": round(100 * flops / (c.full * chip.flops_per_cycle), 1)
+    }
+
+
+def _mix(mix: str, cycles: dict[str, dict[str, Cycles]], case: Case, chip: Chip, sequences: int) -> dict[str, float]:
+    """Blocks, million cycles of each implementation, useful work against the chip's peak, and ratios to ours."""
+    length, kind = MIXES[mix]
+    document = bench_attention_project.documents(length, kind)
+    made = bench_attention_project.planned(document, Blocks(case.block, case.block))
+    ours = bench_attention_project.visits(made)
+    every = bench_attention_project.causal(length, case.block)
+    overlapping = bench_attention_project.by_segments(made)
+    seen: dict[str, dict[str, Visits]] = {
+        "ours": ours,
+        "splash": dict.fromkeys(PHASES, every),
+        "tokamax": dict.fromkeys(PHASES, overlapping),
+    }
+    useful = bench_attention_project.useful_flops(
+        document, heads=case.heads, head_dim=case.head_dim, sequences=sequences
+    )
+    line: dict[str, float] = {"causal": every.blocks, "visited": ours["forward"].blocks}
+    total = {}
+    for name, passes in cycles.items():
+        total[name] = 0.0
+        for phase in PHASES:
+            # The peers' backward kernels accumulate over all heads in order: only a vmapped axis spreads over cores.
+            units = sequences if phase == "backward" and name != "ours" else sequences * case.kv_heads
+            total[name] += projected(
+                seen[name][phase],
+                passes[phase],
+                heads=case.heads,
+                sequences=sequences,
+                cores=chip.cores,
+                units=units,
+            )
+        line[name] = round(total[name] / 1e6, 2)
+        line[f"{name}, useful %"] = round(100 * useful / (total[name] * chip.cores * chip.flops_per_cycle), 1)
+    if "ours" in total:
+        line |= {f"{name} / ours": round(total[name] / total["ours"], 2) for name in total if name != "ours"}
+    return line

@@ -1,0 +1,122 @@
+"""Measured time of attention: on the accelerator that is there, or on CPUs our two implementations for any device."""
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from mmgpt.core.config import ConfigError
+from mmgpt.core.log import console
+from mmgpt.core.stream import packed_causal
+from mmgpt.evaluate import bench_attention_ours, bench_attention_peers
+from mmgpt.evaluate.bench_attention_peers import Case
+from mmgpt.evaluate.bench_attention_project import MIXES, documents
+from mmgpt.kernels.attention import api
+
+CPU_MIXES = {"4k: 1-2k": (4096, "1-2k"), "16k: 4.1k": (16_384, "4.1k")}
+CPU_HEADS = (2, 1, 64)
+"""Query heads, key heads and head dim on CPUs, where the reference needs 4 GB for 16k tokens of two heads."""
+
+Call = Callable[..., jax.Array]
+
+
+def timed(*, heads: int, kv_heads: int, head_dim: int, block: int, turns: int = 5) -> dict[str, dict[str, Any]]:
+    """Seconds of the forward pass and of it with the backward pass, by mix and implementation, taking turns."""
+    cpu = jax.default_backend() == "cpu"
+    mixes = CPU_MIXES if cpu else MIXES
+    if cpu:
+        heads, kv_heads, head_dim = CPU_HEADS
+    rows = {}
+    for mix, (length, kind) in mixes.items():
+        console.print(f"measuring {mix}")
+        document = documents(length, kind)
+        case = Case(
+            implementation="splash",
+            target=jax.default_backend(),
+            length=length,
+            heads=heads,
+            kv_heads=kv_heads,
+            head_dim=head_dim,
+            block=block,
+        )
+        rows |= {f"{mix}, {phase}": line for phase, line in _measured(case, document, turns).items()}
+    return rows
+
+
+def implementations(case: Case, document: np.ndarray) -> tuple[str, dict[str, Call]]:
+    """Our implementation of this device, and `call(q, k, v)` over `[1, T, heads, K]` of all that there are."""
+    seen = packed_causal(document[None])
+
+    def named(name: Any) -> Call:
+        return lambda q, k, v: api.attention(q, k, v, seen, implementation=name)[0]
+
+    def peer(make: Callable[[Case], bench_attention_peers.Program]) -> Call:
+        program, ids = make(case), jnp.asarray(document[None])
+
+        def call(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+            q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * case.head_dim**-0.5, k, v))
+            return jnp.swapaxes(program.call(q.astype(k.dtype), k, v, ids), 1, 2)
+
+        return call
+
+    backend = jax.default_backend()
+    if backend == "tpu":
+        ours = "pallas_tpu" if bench_attention_ours.exists() else "xla"
+        found = {ours: named(ours), "splash": peer(bench_attention_peers.splash)}
+        try:
+            found["tokamax"] = peer(bench_attention_peers.tokamax)
+        except ConfigError as e:
+            console.print(f"without tokamax: {e}")
+        return ours, found
+    if backend == "gpu":
+        cudnn = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")  # noqa: E731
+        return "xla", {"xla": named("xla"), "cudnn, causal without documents": cudnn}
+    return "xla", {"xla": named("xla"), "reference": named("reference")}
+
+
+def _measured(case: Case, document: np.ndarray, turns: int) -> dict[str, dict[str, Any]]:
+    ours, calls = implementations(case, document)
+    dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
+    keys = jax.random.split(jax.random.key(0), 3)
+    counts = (case.heads, case.kv_heads, case.kv_heads)
+    arrays = [
+        jax.random.normal(key, (1, case.length, n, case.head_dim), dtype) for key, n in zip(keys, counts, strict=True)
+    ]
+    lines: dict[str, dict[str, Any]] = {}
+    for phase in ("forward", "forward and backward"):
+        programs, line = {}, {}
+        for name, call in calls.items():
+            function = call if phase == "forward" else jax.grad(_squares(call), argnums=(0, 1, 2))
+            try:
+                programs[name] = jax.jit(function).lower(*arrays).compile()
+            except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as e:
+                line[f"{name}, failed"] = str(e).splitlines()[0][:80]  # what one lacks must not end the others
+        seconds = _seconds(programs, arrays, turns)
+        for name, program in programs.items():
+            memory: Any = program.memory_analysis()
+            line[f"{name}, ms"] = round(1e3 * seconds[name], 2)
+            line[f"{name}, temporary MB"] = None if memory is None else round(memory.temp_size_in_bytes / 1e6, 1)
+        if ours in seconds:
+            line |= {f"{name} / {ours}": round(s / seconds[ours], 2) for name, s in seconds.items() if name != ours}
+        lines[phase] = line
+    return lines
+
+
+def _squares(call: Call) -> Call:
+    return lambda q, k, v: jnp.sum(call(q, k, v).astype(jnp.float32) ** 2)
+
+
+def _seconds(programs: dict[str, Any], arrays: list[jax.Array], turns: int) -> dict[str, float]:
+    """Medians; the programs take turns, so that all meet the same load."""
+    taken: dict[str, list[float]] = {name: [] for name in programs}
+    for turn in range(turns + 1):
+        for name, program in programs.items():
+            begin = time.perf_counter()
+            jax.block_until_ready(program(*arrays))
+            if turn:  # the first one warms up
+                taken[name].append(time.perf_counter() - begin)
+    return {name: statistics.median(values) for name, values in taken.items()}
