@@ -127,8 +127,8 @@ def share(axis: str, mesh: jax.sharding.Mesh) -> tuple[int, int]:
 def by_layer(function: Callable[..., Any], *trees: Any) -> Any:
     """`function(*trees)` on whole layers of stacked arrays `[layers, ...]`, a part of the layers on each device.
 
-    The result is a pair of trees like the first two of `trees`. Where the layers do not divide over the devices, the compiler
-    chooses. Arrays of fewer than three dimensions are given to all whole.
+    The result is a pair of trees like the first two of `trees`. Where the layers do not divide over the devices, the
+    compiler chooses. Arrays of fewer than three dimensions are given to all whole.
     """
     sizes = jax.sharding.get_abstract_mesh().shape
     axes = tuple(a for a in MESH_AXES if sizes[a] > 1)
