@@ -51,3 +51,9 @@ class Mesh:
                 )
             explicit = (AxisType.Explicit,) * len(MESH_AXES)
             return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=explicit, devices=devices)
+
+
+def platform() -> str:
+    """What the current mesh's devices are ("cpu", "gpu", "tpu"), also in a program for devices that are not here."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform

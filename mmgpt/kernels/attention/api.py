@@ -1,14 +1,15 @@
 """Attention over the visibility rule: one signature, several implementations."""
 
 import typing
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 
 from mmgpt.core.stream import Visibility
-from mmgpt.kernels.attention import plan, reference, xla
+from mmgpt.dist.mesh import platform
+from mmgpt.kernels.attention import pallas_tpu, plan, reference, xla
 
-Implementation = Literal["reference", "xla"]
+Implementation = Literal["reference", "xla", "pallas_tpu"]
 
 DENSE_PAIRS = 1024 * 1024
 """Up to so many pairs of query and key None chooses the specification itself, whose T x S then is a few MB a head.
@@ -31,6 +32,7 @@ def attention(
     dropout: float = 0.0,
     key: jax.Array | None = None,
     implementation: Implementation | None = None,
+    interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
     """Scaled dot-product attention of the keys each query sees.
 
@@ -40,31 +42,36 @@ def attention(
     the probabilities needs `key`, and only the reference has it.
 
     Returns `out [B, T, H, K]` in v's dtype and `lse [B, T, H]` float32, the log of the softmax's sum.
-    A named `implementation` never falls back to another; None chooses.
+    A named `implementation` never falls back to another; None chooses. `interpret` (of Pallas) runs its kernels
+    where their chip is not.
     """
     H, K, G = *q_BTHK.shape[2:], k_BSGK.shape[2]
     dropped = dropout > 0.0 and key is not None
-    # A plan made before has chosen already.
-    known = "xla" if isinstance(visibility, plan.Plan) and implementation is None else implementation
+    known = implementation
+    if isinstance(visibility, plan.Plan) and known is None:  # whoever made it has chosen already
+        known = _sparse()
     name = _chosen((q_BTHK.shape[1], k_BSGK.shape[1]), H, G, known, dropped)
     scale = float(K**-0.5) if scale is None else scale
     if name == "reference":
         if isinstance(visibility, plan.Plan):
             raise ValueError("attention: 'reference' takes a Visibility and got a Plan; give it what the plan is of.")
-        return reference.attention(
-            q_BTHK,
-            k_BSGK,
-            v_BSGK,
-            visibility,
-            scale=scale,
-            soft_cap=soft_cap,
-            sinks_H=sinks,
-            dropout=dropout,
-            key=key,
-        )
+        terms = {"scale": scale, "soft_cap": soft_cap, "sinks_H": sinks, "dropout": dropout, "key": key}
+        return reference.attention(q_BTHK, k_BSGK, v_BSGK, visibility, **terms)
     if isinstance(visibility, Visibility):
-        visibility = plan.make(visibility, xla.blocks(q_BTHK.shape[1], k_BSGK.shape[1], H // G))
-    return xla.attention(q_BTHK, k_BSGK, v_BSGK, visibility, scale=scale, soft_cap=soft_cap, sinks_H=sinks)
+        visibility = plan.make(visibility, _blocks(name, q_BTHK.shape[1], k_BSGK.shape[1], H // G, K))
+    if name == "xla":
+        return xla.attention(q_BTHK, k_BSGK, v_BSGK, visibility, scale=scale, soft_cap=soft_cap, sinks_H=sinks)
+    return pallas_tpu.attention(
+        q_BTHK,
+        k_BSGK,
+        v_BSGK,
+        visibility,
+        scale=scale,
+        soft_cap=soft_cap,
+        sinks_H=sinks,
+        logit_bound=logit_bound,
+        interpret=interpret,
+    )
 
 
 def plan_for(
@@ -82,9 +89,19 @@ def plan_for(
     key. Inside shard_map the plan is of the device's own visibility. Raises ValueError as `attention` does.
     """
     shape = visibility.start.shape[1], visibility.index.shape[1]
-    if _chosen(shape, heads, kv_heads, implementation, dropout > 0.0) == "reference":
+    name = _chosen(shape, heads, kv_heads, implementation, dropout > 0.0)
+    if name == "reference":
         return visibility
-    return plan.make(visibility, xla.blocks(*shape, heads // kv_heads))
+    return plan.make(visibility, _blocks(name, *shape, heads // kv_heads, head_dim))
+
+
+def _blocks(name: Implementation, T: int, S: int, R: int, K: int) -> plan.Blocks:
+    return xla.blocks(T, S, R) if name == "xla" else pallas_tpu.blocks(T, S, R, K)
+
+
+def _sparse() -> Implementation:
+    """The implementation over blocks that is best where the program is to run."""
+    return "pallas_tpu" if platform() == "tpu" else "xla"
 
 
 def _chosen(
@@ -108,4 +125,4 @@ def _chosen(
         return implementation
     # One query reads every key once: there is nothing to skip that is worth a loop.
     dense = dropped or shape[0] == 1 or shape[0] * shape[1] <= DENSE_PAIRS
-    return "reference" if dense else "xla"
+    return "reference" if dense else _sparse()

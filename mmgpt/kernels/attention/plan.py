@@ -48,7 +48,8 @@ class Plan:
     `base [M / k_block]`: what a block of keys adds to a key's place in it to make its index.
     `by_query [entries]`: the blocks, ascending in queries and then keys, as `query block << 16 | key block << 2 |
     class`; `by_key`: ascending in keys and then queries, as `key block << 16 | query block << 2 | class`. The first
-    `count_by_query [1]` and `count_by_key [1]` of them count. `seen [N / q_block]` bool: blocks with any entry.
+    `count_by_query [1]` and `count_by_key [1]` of them count. `first_key [N / q_block]`: the first block of keys that a
+    block of queries visits, NOWHERE if it sees nothing.
     """
 
     start: jax.Array
@@ -60,8 +61,19 @@ class Plan:
     by_key: jax.Array
     count_by_query: jax.Array
     count_by_key: jax.Array
-    seen: jax.Array
+    first_key: jax.Array
     blocks: Blocks = dataclasses.field(metadata={"static": True})
+
+    def check(self, B: int, T: int, S: int) -> None:
+        """Raises ValueError unless this is a plan of B rows of T queries and S keys."""
+        laid_out = self.start.shape[0], self.key_island.shape[0]
+        if laid_out != (
+            wanted := (B * -(-T // self.blocks.q) * self.blocks.q, B * -(-S // self.blocks.k) * self.blocks.k)
+        ):
+            raise ValueError(
+                f"attention: a plan of {laid_out[0]} queries and {laid_out[1]} keys for arrays of {wanted[0]} and "
+                f"{wanted[1]}; make the plan from the visibility of these arrays."
+            )
 
 
 def make(visibility: Visibility, blocks: Blocks) -> Plan:
@@ -95,7 +107,7 @@ def make(visibility: Visibility, blocks: Blocks) -> Plan:
         by_key=by_key,
         count_by_query=count_by_query,
         count_by_key=count_by_key,
-        seen=jnp.any(klass != EMPTY, axis=2).reshape(-1),
+        first_key=_first(klass),
         blocks=blocks,
     )
 
@@ -116,6 +128,13 @@ def _entries(klass_BNJ: jax.Array) -> tuple[jax.Array, jax.Array]:
     kept = visited | lone
     entries = jnp.sort(jnp.where(kept, place | klass_BNJ, END).reshape(-1))
     return entries, jnp.sum(kept, dtype=jnp.int32).reshape(1)
+
+
+def _first(klass_BIJ: jax.Array) -> jax.Array:
+    """The first block of keys that each block of queries visits, numbered through all rows."""
+    B, _, J = klass_BIJ.shape
+    number = jnp.arange(B * J, dtype=jnp.int32).reshape(B, 1, J)
+    return jnp.min(jnp.where(klass_BIJ != EMPTY, number, NOWHERE), axis=2).reshape(-1)
 
 
 def _classes(

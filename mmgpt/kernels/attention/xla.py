@@ -47,12 +47,7 @@ def attention(
     G = k_BSGK.shape[2]
     S, R = k_BSGK.shape[1], H // G
     q_block, k_block = plan.blocks
-    laid_out = plan.start.shape[0], plan.key_island.shape[0]
-    if laid_out != (wanted := (B * -(-T // q_block) * q_block, B * -(-S // k_block) * k_block)):
-        raise ValueError(
-            f"attention: a plan of {laid_out[0]} queries and {laid_out[1]} keys for arrays of {wanted[0]} and "
-            f"{wanted[1]}; make the plan from the visibility of these arrays."
-        )
+    plan.check(B, T, S)
     sinks_GR = None if sinks_H is None else sinks_H.astype(jnp.float32).reshape(G, R)
     arrays = q_BTHK, k_BSGK, v_BSGK, sinks_GR
     q, k, v = (_alike(x, arrays, plan) for x in (q_BTHK, k_BSGK, v_BSGK))

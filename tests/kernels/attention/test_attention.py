@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental.pallas import tpu as pltpu
 from jax.sharding import AxisType
 from jax.sharding import PartitionSpec as P
 
@@ -60,7 +61,17 @@ def mask(case: Case) -> np.ndarray:
 
 def told(case: Case, implementation) -> Visibility | plan.Plan:
     """The visibility as `implementation` takes it, in the case's blocks where it works by blocks."""
-    return case.visibility if implementation == "reference" else make(case.visibility, case.blocks)
+    if implementation == "reference":
+        return case.visibility
+    # A TPU has 128 lanes of queries at least.
+    return make(case.visibility, plan.Blocks(128, 128) if implementation == "pallas_tpu" else case.blocks)
+
+
+def attend(*arrays, implementation, **options) -> tuple[jax.Array, jax.Array]:
+    """The API; Pallas kernels are interpreted."""
+    if implementation == "pallas_tpu":
+        options["interpret"] = pltpu.InterpretParams()
+    return api.attention(*arrays, implementation=implementation, **options)
 
 
 def options(case: Case) -> dict:
@@ -88,7 +99,7 @@ def solved(case: Case, implementation):
     def loss(arrays):
         q, k, v, *sinks = arrays
         seen, sink = told(case, implementation), (sinks or [None])[0]
-        out, lse = api.attention(q, k, v, seen, sinks=sink, implementation=implementation, **options(case))
+        out, lse = attend(q, k, v, seen, sinks=sink, implementation=implementation, **options(case))
         value = jnp.sum(out * weight, dtype=jnp.float32)
         return value + jnp.sum(jnp.where(jnp.isfinite(lse), lse, 0.0) * lse_weight), (out, lse)
 
@@ -155,10 +166,10 @@ def test_who_sees_nothing_gets_zeros_and_gives_no_gradient(implementation) -> No
     blind = ~np.asarray(visible(case.visibility)).any(axis=-1)
     assert blind.sum() == 3 + 8
     seen = told(case, implementation)
-    out, lse = api.attention(q, k, v, seen, implementation=implementation)
+    out, lse = attend(q, k, v, seen, implementation=implementation)
     assert (np.asarray(out)[blind] == 0).all() and (np.asarray(lse)[blind] == -np.inf).all()
     gq, gk, gv = jax.grad(
-        lambda *a: jnp.sum(api.attention(*a, seen, implementation=implementation)[0] ** 2), argnums=(0, 1, 2)
+        lambda *a: jnp.sum(attend(*a, seen, implementation=implementation)[0] ** 2), argnums=(0, 1, 2)
     )(q, k, v)
     assert all(np.isfinite(g).all() for g in (gq, gk, gv))
     assert (np.asarray(gq)[blind] == 0).all() and (np.asarray(gk)[1] == 0).all() and (np.asarray(gv)[1] == 0).all()
@@ -171,8 +182,8 @@ def test_a_key_that_is_not_seen_does_not_matter(implementation) -> None:
     q, k, v, _ = inputs(case)
     seen = np.asarray(visible(case.visibility)).any(axis=1)
     unseen = jnp.asarray(~seen)[:, :, None, None]
-    plain = api.attention(q, k, v, case.visibility, implementation=implementation)
-    other = api.attention(
+    plain = attend(q, k, v, case.visibility, implementation=implementation)
+    other = attend(
         q, jnp.where(unseen, 1e4, k), jnp.where(unseen, 1e4, v), case.visibility, implementation=implementation
     )
     for a, b in zip(plain, other, strict=True):
@@ -187,7 +198,7 @@ def test_twice_is_the_same_bit_for_bit(implementation) -> None:
     @jax.jit
     def both(*arrays):
         return jax.value_and_grad(
-            lambda *a: jnp.sum(api.attention(*a, told(case, implementation), implementation=implementation)[0] ** 2),
+            lambda *a: jnp.sum(attend(*a, told(case, implementation), implementation=implementation)[0] ** 2),
             argnums=(0, 1, 2),
         )(*arrays)
 
@@ -211,7 +222,9 @@ def test_wrong_use_is_told() -> None:
     q, k, v, _ = inputs(CASES[0])
     with pytest.raises(ValueError, match="3 query heads do not divide into 2 key heads"):
         api.attention(q[:, :, :3], k, v, CASES[0].visibility)
-    with pytest.raises(ValueError, match="unknown implementation 'fast'; there are 'reference' and 'xla'"):
+    with pytest.raises(
+        ValueError, match="unknown implementation 'fast'; there are 'reference' and 'xla' and 'pallas_tpu'"
+    ):
         api.attention(q, k, v, CASES[0].visibility, implementation="fast")  # pyright: ignore
     plain = CASES[0].visibility
     with pytest.raises(ValueError, match="'xla' has no dropout; set dropout to 0, or take 'reference'"):

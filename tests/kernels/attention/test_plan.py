@@ -125,7 +125,9 @@ def check(seen: Visibility, blocks: Blocks) -> None:
         assert np.array_equal(classes == MIXED, some & ~every & ~common)
         # A block of queries (of keys) without another entry has one that is empty, and no other block has any.
         assert np.array_equal((classes == EMPTY).sum(axis=axis), ~some.any(axis=axis))
-    assert np.array_equal(made.seen, some.any(axis=2).reshape(-1))
+    first = some.argmax(axis=2) + np.arange(len(some))[:, None] * some.shape[2]
+    first = np.where(some.any(axis=2), first, plan.NOWHERE)
+    assert np.array_equal(made.first_key, first.reshape(-1))
 
 
 @hypothesis.settings(max_examples=150)

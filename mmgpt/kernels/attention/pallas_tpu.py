@@ -1,0 +1,124 @@
+"""Attention on a TPU over the blocks of a plan: layouts, the choice of kernel, and the gradient.
+
+The kernels are in `pallas_tpu_forward.py` and `pallas_tpu_backward.py`.
+"""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from mmgpt.kernels.attention.pallas_tpu_backward import UNSEEN, backward
+from mmgpt.kernels.attention.pallas_tpu_forward import LANES, LOG2E, Options, forward
+from mmgpt.kernels.attention.plan import NOWHERE, Blocks, Plan
+
+MOST_BOUND = 64.0
+"""Up to this bound on the logits, their exponentials, and sums of 2^30 of them, are in float32's range as they are."""
+MOST_ENTRIES = 16384
+"""Entries of a plan's list: 64 KB of scalar memory."""
+STEP_ROWS = 8192
+"""Queries of all heads in one step: their float32 sums take 4 MB of VMEM at a head dim of 128."""
+
+
+def blocks(T: int, S: int, R: int, K: int) -> Blocks:
+    """Blocks for T queries and S keys of R query heads to a key head.
+
+    At most 1,024 a side: larger ones visit more that is not seen, and gain nothing (docs/attention.md). Short rows get
+    smaller ones; rows whose list would not fit in 64 KB larger ones.
+    """
+    k = _side(S, 1024)
+    q = _side(T, max(LANES, min(1024, STEP_ROWS * 128 // (R * max(K, 128)))))
+    while -(-T // q) * -(-S // k) > MOST_ENTRIES:
+        k *= 2
+    return Blocks(q, k)
+
+
+def _side(length: int, most: int) -> int:
+    """A power of 2 from 128 to `most`, 1/8 of the length or less, so that edges cost little."""
+    side = LANES
+    while side < most and side * 16 <= length:
+        side *= 2
+    return side
+
+
+def attention(
+    q_BTHK: jax.Array,
+    k_BSGK: jax.Array,
+    v_BSGK: jax.Array,
+    plan: Plan,
+    *,
+    scale: float,
+    soft_cap: float | None,
+    sinks_H: jax.Array | None,
+    logit_bound: float | jax.Array | None,
+    interpret: Any = False,
+) -> tuple[jax.Array, jax.Array]:
+    """`(out [B, T, H, K], lse [B, T, H] float32)`; a query that sees nothing yields zeros, and lse -inf or its sink.
+
+    `logit_bound` up to 64 (or a soft cap, which is one) spares the running maximum; an array decides as the step runs.
+    `interpret`: what Pallas takes, to run it without a TPU.
+    """
+    B, T, H, K = q_BTHK.shape
+    S, G = k_BSGK.shape[1:3]
+    plan.check(B, T, S)
+    q_block, k_block = plan.blocks
+    R = H // G
+    options = Options(soft_cap=soft_cap, sinks=sinks_H is not None)
+    factor = jnp.float32(scale * options.query_factor)
+    q_GRNK = _filled((q_BTHK * factor).astype(q_BTHK.dtype), q_block).reshape(-1, G, R, K).transpose(1, 2, 0, 3)
+    k_GMK, v_GMK = (_filled(x, k_block).reshape(-1, G, K).transpose(1, 0, 2) for x in (k_BSGK, v_BSGK))
+    sinks_GR = jnp.zeros((G, R), jnp.float32) if sinks_H is None else sinks_H.astype(jnp.float32).reshape(G, R)
+    bound = _bound(logit_bound, options)
+    out, lse = _attention((options, interpret), q_GRNK, k_GMK, v_GMK, sinks_GR, plan, bound)
+    out = out.transpose(2, 0, 1, 3).reshape(B, -1, H, K)[:, :T]
+    return out, lse.reshape(H, -1).T.reshape(B, -1, H)[:, :T]
+
+
+def _filled(x_BTHK: jax.Array, size: int) -> jax.Array:
+    return jnp.pad(x_BTHK, ((0, 0), (0, -x_BTHK.shape[1] % size), (0, 0), (0, 0)))
+
+
+def _bound(logit_bound: float | jax.Array | None, options: Options) -> jax.Array | bool:
+    """Whether the logits are known to be bounded. A sink is no logit, and may be any size: it needs the maximum."""
+    if options.sinks:
+        return False
+    if options.soft_cap is not None and options.soft_cap <= MOST_BOUND:
+        return True
+    if isinstance(logit_bound, jax.Array):
+        return logit_bound <= MOST_BOUND
+    return logit_bound is not None and logit_bound <= MOST_BOUND
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _attention(static: tuple[Options, Any], q, k, v, sinks, plan: Plan, bounded) -> tuple[jax.Array, jax.Array]:
+    return _solve(static, q, k, v, sinks, plan, bounded)[0]
+
+
+def _solve(static: tuple[Options, Any], q, k, v, sinks, plan: Plan, bounded) -> Any:
+    options, interpret = static
+
+    def solve(bounded: bool) -> tuple[jax.Array, jax.Array]:
+        return forward(q, k, v, sinks, plan, options._replace(bounded=bounded), interpret)
+
+    if isinstance(bounded, bool):
+        out, lse = solve(bounded)
+    else:
+        out, lse = jax.lax.cond(bounded, lambda: solve(True), lambda: solve(False))
+    return (out, lse[:, :, 0]), (q, k, v, sinks, plan, out, lse)
+
+
+def _gradients(static: tuple[Options, Any], kept: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+    (options, interpret), (q, k, v, sinks, plan, out, lse) = static, kept
+    do, dlse = cotangents
+    di = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)[:, :, None] - dlse[:, :, None]
+    log2_sum = jnp.where(jnp.isneginf(lse), UNSEEN, lse * LOG2E)
+    dq, dk, dv = backward(q, k, v, do.astype(v.dtype), log2_sum, di, plan, options, interpret)
+    seen = jnp.repeat(plan.first_key != NOWHERE, plan.blocks.q)
+    dq = jnp.where(seen, dq, 0.0).swapaxes(2, 3) * (1.0 / options.query_factor)
+    # A sink's weight in the sum takes from all outputs, and adds to lse.
+    dsinks = -jnp.sum(jnp.exp(sinks[:, :, None, None] - lse) * di, axis=(2, 3)) if options.sinks else None
+    return dq.astype(q.dtype), dk, dv, dsinks, None, None
+
+
+_attention.defvjp(_solve, _gradients)

@@ -1,0 +1,257 @@
+"""The backward pass of attention on a TPU: all three gradients in one kernel, in the order of keys.
+
+`dk` and `dv` of a block of keys gather in VMEM while its blocks of queries pass. `dq` gathers in HBM: each block of
+queries comes to VMEM, is added to and goes back, while other blocks are worked on (`_Ring`). Shapes as in
+`pallas_tpu_forward.py`.
+"""
+
+import functools
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.experimental import pallas as pl
+from jax.experimental.pallas import tpu as pltpu
+
+from mmgpt.kernels.attention.pallas_tpu_forward import (
+    LANES,
+    PARAMS,
+    Mask,
+    Options,
+    Specs,
+    capped,
+    chunks,
+    each_class,
+    ends,
+    product,
+    rows_of,
+)
+from mmgpt.kernels.attention.plan import EMPTY, FULL, Plan, unpacked
+
+RING = 4
+"""Blocks of queries whose dq is in VMEM: documents of up to so many blocks never read it back."""
+CHUNK, MASKED_CHUNK = 512, 256
+"""Queries in one product of full blocks, and of blocks whose weights are masked ahead: the fastest by the schedules."""
+UNSEEN = 1e30
+"""The log of the sum of a query that sees nothing: its weights are exp2(s - UNSEEN) = 0."""
+
+TENANT, LOADING, WRITING = 0, 1, 2
+
+
+class _Ring(NamedTuple):
+    """dq of the blocks of queries at hand: block i lies in slot i mod RING, and is written out after each use.
+
+    `state [3, RING]` in SMEM: the block in each slot, whether it is being loaded, whether it is being written.
+    """
+
+    dq: Any
+    slots: Any
+    state: Any
+    loaded: Any
+    written: Any
+    first_key: Any
+
+    def copy(self, block: jax.Array, out: bool) -> Any:
+        slot, width = block % RING, self.slots.shape[-1]
+        here = self.slots.at[slot]
+        there = self.dq.at[pl.program_id(0), :, :, pl.ds(pl.multiple_of(block * width, width), width)]
+        if out:
+            return pltpu.make_async_copy(here, there, self.written.at[slot])
+        return pltpu.make_async_copy(there, here, self.loaded.at[slot])
+
+    def reset(self) -> None:
+        for slot in range(RING):
+            self.state[TENANT, slot] = -1
+            self.state[LOADING, slot] = 0
+            self.state[WRITING, slot] = 0
+
+    def settle(self, slot: Any) -> None:
+        """Waits until the slot is written."""
+
+        @pl.when(self.state[WRITING, slot] == 1)
+        def _():
+            self.copy(self.state[TENANT, slot], out=True).wait()
+            self.state[WRITING, slot] = 0
+
+    def take(self, block: jax.Array, key_block: jax.Array) -> None:
+        """Gives the block its slot, with zeros at its first visit; else what it has so far begins to load."""
+        slot = block % RING
+
+        @pl.when(self.state[TENANT, slot] != block)
+        def _():
+            self.settle(slot)
+            self.state[TENANT, slot] = block
+            fresh = self.first_key[block] == key_block
+
+            @pl.when(fresh)
+            def _():
+                self.slots[slot] = jnp.zeros(self.slots.shape[1:], self.slots.dtype)
+
+            @pl.when(jnp.logical_not(fresh))
+            def _():
+                self.copy(block, out=False).start()
+                self.state[LOADING, slot] = 1
+
+    def ready(self, block: jax.Array, key_block: jax.Array) -> None:
+        """Waits until the block may be added to."""
+        slot = block % RING
+        self.take(block, key_block)
+
+        @pl.when(self.state[LOADING, slot] == 1)
+        def _():
+            self.copy(block, out=False).wait()
+            self.state[LOADING, slot] = 0
+
+        self.settle(slot)
+
+    def write(self, block: jax.Array) -> None:
+        self.copy(block, out=True).start()
+        self.state[WRITING, block % RING] = 1
+
+
+def _around(ring: _Ring, entries: Any, work: Any) -> None:
+    """`work()` on this entry, with its dq at hand, the next one's on the way, and all of it written in the end."""
+    n, last = pl.program_id(1), pl.num_programs(1) - 1
+    key_block, block, klass = unpacked(entries[n])
+    next_key, next_block, next_class = unpacked(entries[jnp.minimum(n + 1, last)])
+    goes_on = (n < last) & (next_class != EMPTY)
+
+    pl.when(n == 0)(ring.reset)
+    pl.when(klass != EMPTY)(lambda: ring.ready(block, key_block))
+    # A block that needs this one's slot waits for its turn.
+    pl.when(goes_on & (next_block % RING != block % RING))(lambda: ring.take(next_block, next_key))
+    work()
+    pl.when((klass != EMPTY) & ~(goes_on & (next_block == block)))(lambda: ring.write(block))
+
+    @pl.when(n == last)
+    def _():
+        for slot in range(RING):
+            ring.settle(slot)
+
+
+class _Block(NamedTuple):
+    """References to one block of queries and one of keys, and the sums of their gradients."""
+
+    q: Any
+    k: Any
+    kt: Any
+    v: Any
+    do: Any
+    lse: Any
+    di: Any
+    mask: Mask
+    base: jax.Array
+    dq: Any
+    dk: Any
+    dv: Any
+    waiting: Any
+    soft_cap: float | None
+
+    def weights(self, klass: int, r: jax.Array, here: Any) -> tuple[jax.Array, jax.Array | None]:
+        s, slope = capped(product(self.k[0], self.q[0, r, here, :], 1, 1), self.soft_cap)
+        p = jnp.exp2(s - self.lse[0, r, :, here])
+        if klass != FULL:
+            p = jnp.where(self.mask.visible(klass, self.base, p.shape, here), p, 0.0)
+        return p, slope
+
+    def differentiate(self, p: jax.Array, slope: jax.Array | None, r: jax.Array, here: Any) -> None:
+        do, q = self.do[0, r, here, :], self.q[0, r, here, :]
+        self.dv[...] += product(p.astype(do.dtype), do, 1, 0)
+        ds = p * (product(self.v[0], do, 1, 1) - self.di[0, r, :, here])
+        ds = (ds if slope is None else ds * slope).astype(q.dtype)
+        self.dk[...] += product(ds, q, 1, 0)
+        self.dq[r, :, here] += product(self.kt[0], ds, 1, 0)
+
+    def visit(self, klass: int, r: jax.Array) -> None:
+        width = self.q.shape[2]
+        if klass == FULL:
+            for here in chunks(width, CHUNK):
+                self.differentiate(*self.weights(klass, r, here), r, here)
+            return
+        # Masked weights are made one chunk ahead: the other four products then never wait for a mask.
+        columns = chunks(width, self.waiting.shape[2])
+        self.waiting[0], slope = self.weights(klass, r, columns[0])
+        for i, here in enumerate(columns):
+            following = None
+            if i + 1 < len(columns):
+                self.waiting[(i + 1) % 2], following = self.weights(klass, r, columns[i + 1])
+            self.differentiate(self.waiting[i % 2], slope, r, here)
+            slope = following
+
+
+def _kernel(*refs: Any, options: Options) -> None:
+    entries, base, first_key, q, k, kt, v, do, lse, di, start, stop, island, key_island = refs[:14]
+    dq, dk, dv, dk_sum, dv_sum, slots, keys, waiting, state, loaded, written = refs[14:]
+    key_block, query_block, klass, begins, finishes = ends(entries)
+    mask = Mask(start, stop, island, keys)
+    of_queries = slots.at[query_block % RING]
+    block = _Block(
+        *(q, k, kt, v, do, lse, di, mask, base[key_block]),
+        *(of_queries, dk_sum, dv_sum, waiting, options.soft_cap),
+    )
+
+    @pl.when(begins)
+    def _():
+        dk_sum[...] = jnp.zeros_like(dk_sum)
+        dv_sum[...] = jnp.zeros_like(dv_sum)
+
+    def work() -> None:
+        each_class(klass, mask, key_island, q.shape[1], block.visit)
+
+    _around(_Ring(dq, slots, state, loaded, written, first_key), entries, work)
+
+    @pl.when(finishes)
+    def _():
+        dk[0] = (dk_sum[...] * (1.0 / options.query_factor)).astype(dk.dtype)
+        dv[0] = dv_sum[...].astype(dv.dtype)
+
+
+def backward(
+    q_GRNK: jax.Array,
+    k_GMK: jax.Array,
+    v_GMK: jax.Array,
+    do_GRNK: jax.Array,
+    lse_GR1N: jax.Array,
+    di_GR1N: jax.Array,
+    plan: Plan,
+    options: Options,
+    interpret: Any = False,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """`(dq [G, R, K, N] float32, dk, dv [G, M, K])`; dq lacks the scale, and is undefined in blocks that see nothing.
+
+    `lse` in units of log 2, UNSEEN where nothing is seen; `di` the sum of do x out of each query, less lse's gradient.
+    """
+    G, R, N, K = q_GRNK.shape
+    bq, bk = plan.blocks
+    at = Specs.of(R, K, plan, by_key=True)
+    grid = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=3,
+        grid=(G, plan.count_by_key[0]),
+        in_specs=[
+            *(at.heads, at.keys, at.turned, at.keys, at.heads, at.sums, at.sums),
+            *(at.row, at.row, at.row, at.key_row),
+        ],
+        out_specs=[pl.BlockSpec(memory_space=pl.ANY), at.keys, at.keys],
+        scratch_shapes=[
+            pltpu.VMEM((bk, K), jnp.float32),
+            pltpu.VMEM((bk, K), jnp.float32),
+            pltpu.VMEM((RING, R, K, bq), jnp.float32),
+            pltpu.VMEM((bk, LANES), jnp.int32),
+            pltpu.VMEM((2, bk, chunks(bq, MASKED_CHUNK)[0].size), jnp.float32),
+            pltpu.SMEM((3, RING), jnp.int32),
+            pltpu.SemaphoreType.DMA((RING,)),
+            pltpu.SemaphoreType.DMA((RING,)),
+        ],
+    )
+    of_keys = (jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (k_GMK, v_GMK))
+    return pl.pallas_call(
+        functools.partial(_kernel, options=options),
+        grid_spec=grid,
+        out_shape=[jax.ShapeDtypeStruct((G, R, K, N), jnp.float32), *of_keys],
+        compiler_params=PARAMS,
+        name="attention_backward",
+        interpret=interpret,
+    )(
+        *(plan.by_key, plan.base, plan.first_key, q_GRNK, k_GMK, jnp.swapaxes(k_GMK, 1, 2), v_GMK),
+        *(do_GRNK, lse_GR1N, di_GR1N, *rows_of(plan)),
+    )
