@@ -10,8 +10,9 @@ from flax import nnx
 
 from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import Batch, Visibility
+from mmgpt.kernels.attention.plan import Plan
 from mmgpt.models import ModelConfig
-from mmgpt.nn.attention import Attention, KeyValues, QKNorm, empty_cache
+from mmgpt.nn.attention import Attention, KeyValues, QKNorm, empty_cache, planned
 from mmgpt.nn.layers import GatedMLP, RMSNorm, RopeScaling, Turn, dropout, turn
 from mmgpt.nn.param import einsum, normal, param, take, use
 from mmgpt.nn.stack import Remat, Stack
@@ -46,7 +47,7 @@ class Block(nnx.Module):
         self,
         x_BTD: jax.Array,
         turns: tuple[Turn, Turn],
-        visibility: Visibility,
+        visibility: Visibility | Plan,
         *,
         cache: KeyValues | None = None,
         slot: jax.Array | None = None,
@@ -146,9 +147,10 @@ class Decoder(nnx.Module):
             embed_key, layers_key = jax.random.split(key)
             x = dropout(x, c.dropout, embed_key)  # Emu3 drops its input embeddings too
             keys = jax.random.split(layers_key, c.layers)
+        seen = self._planned(visibility, c.attention_dropout if keys is not None else 0.0)
 
         def call(block: Block, x: jax.Array, key: jax.Array | None) -> jax.Array:
-            return block(x, turns, visibility, key=key)[0]
+            return block(x, turns, seen, key=key)[0]
 
         return self.logits(self.stack(call, x, keys))
 
@@ -167,12 +169,13 @@ class Decoder(nnx.Module):
         layers, with the caches stacked.
         """
         x, turns = self._embed(ids_BT, position_BTA), self._turns(position_BTA)
+        seen = self._planned(visibility, 0.0)
         if isinstance(caches, KeyValues):
             assert blocks is None
 
             def call(block: Block, layer: jax.Array, carry: tuple[jax.Array, KeyValues]) -> tuple[jax.Array, KeyValues]:
                 at = dataclasses.replace(carry[1], layer=layer)
-                x, filled = block(carry[0], turns, visibility, cache=at, slot=slot)
+                x, filled = block(carry[0], turns, seen, cache=at, slot=slot)
                 assert filled is not None
                 return x, dataclasses.replace(filled, layer=None)
 
@@ -180,7 +183,7 @@ class Decoder(nnx.Module):
         assert blocks is not None
         out = []
         for block, cache in zip(blocks, caches, strict=True):
-            x, filled = block(x, turns, visibility, cache=cache, slot=slot)
+            x, filled = block(x, turns, seen, cache=cache, slot=slot)
             out.append(filled)
         return x, out
 
@@ -194,6 +197,10 @@ class Decoder(nnx.Module):
             place_BT = jnp.minimum(position_BTA[..., 3 + axis], self.config.places - 1)
             x = x + take(tables[axis], place_BT, "batch seq embed")
         return x
+
+    def _planned(self, visibility: Visibility, dropout: float) -> Visibility | Plan:
+        c = self.config
+        return planned(visibility, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, dropout=dropout)
 
     def _turns(self, position_BTA: jax.Array) -> tuple[Turn, Turn]:
         """Rotary positions of queries and of keys.

@@ -1,6 +1,7 @@
 """The attention layer: projections, positions, the key-value cache, and the kernel on each device's shard."""
 
 import dataclasses
+import math
 from typing import Any, Literal
 
 import jax
@@ -9,7 +10,8 @@ from flax import nnx
 
 from mmgpt.core.stream import Visibility
 from mmgpt.dist import axes as rules
-from mmgpt.kernels.attention.api import attention
+from mmgpt.kernels.attention import api
+from mmgpt.kernels.attention.plan import Plan
 from mmgpt.nn.layers import HeadNorm, RMSNorm, Turn, rotary
 from mmgpt.nn.param import act, einsum, normal, param, use
 
@@ -73,7 +75,7 @@ class Attention(nnx.Module):
         self,
         x_BTD: jax.Array,
         turns: tuple[Turn, Turn],
-        visibility: Visibility,
+        visibility: Visibility | Plan,
         *,
         cache: KeyValues | None = None,
         slot: jax.Array | None = None,
@@ -81,7 +83,7 @@ class Attention(nnx.Module):
     ) -> tuple[jax.Array, KeyValues | None]:
         """`x [B, T, D]` to `[B, T, D]`; with a cache, keys and values are written from `slot` on and read whole.
 
-        `turns` are the rotary positions of queries and of keys.
+        `turns` are the rotary positions of queries and of keys; `visibility` is what `planned` made of one.
         """
         dtype = x_BTD.dtype
         q = einsum("btd,dhk->bthk", x_BTD, use(self.q, dtype), "batch seq heads head_dim")
@@ -91,16 +93,62 @@ class Attention(nnx.Module):
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotary(q, turns[0]), rotary(k, turns[1])
         if cache is None:
-            out, _ = _sharded(q, k, v, visibility, self.dropout, key)
+            out, _ = _sharded(q, k, v, visibility, self.dropout, key, self._logit_bound())
         else:
             assert slot is not None
             k, v = (new.astype(old.dtype) for new, old in ((k, cache.k), (v, cache.v)))
             out, cache = _cached(q, k, v, visibility, cache, slot)
         return einsum("bthk,hkd->btd", out, use(self.out, dtype), "batch seq embed"), cache
 
+    def _logit_bound(self) -> jax.Array | None:
+        """What no logit can pass: gains bound the lengths of normed queries and keys, and turning keeps them."""
+        if self.q_norm is None or self.k_norm is None:
+            return None
+        rounding = 1.02  # of queries and keys in bfloat16
+        return self.q_norm.bound() * self.k_norm.bound() * (rounding * self.q.shape[-1] ** 0.5)
+
+
+def planned(
+    visibility: Visibility, *, heads: int, kv_heads: int, head_dim: int, dropout: float = 0.0
+) -> Visibility | Plan:
+    """The visibility as all layers' attention takes it: each device's block plan, made once, where there is one.
+
+    `dropout` is what the layers apply, 0 without a key.
+    """
+    split = rules.spec("batch seq", rules.ACT, visibility.start.shape, "visibility")
+    shape = visibility.start.shape[1] // _ways(split[1]), visibility.index.shape[1]
+    if api.chosen(shape, heads, kv_heads, None, dropout > 0.0) == "reference":
+        return visibility
+
+    def local(visibility: Visibility) -> Any:
+        return api.plan_for(visibility, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dropout=dropout)
+
+    whole, specs = _sides(visibility)
+    return jax.shard_map(local, in_specs=(specs,), out_specs=_each_device(), check_vma=False)(whole)
+
+
+def _ways(axes: Any) -> int:
+    """Into how many parts an entry of a spec divides a dimension."""
+    sizes = jax.sharding.get_abstract_mesh().shape
+    return math.prod(sizes[a] for a in jax.tree.leaves(axes))
+
+
+def _each_device() -> jax.P:
+    """The spec of a plan's arrays: what the devices of each part of the rows and positions made, one after another."""
+    return jax.P(tuple(jax.tree.leaves(tuple(rules.spec("batch seq", rules.ACT)))))
+
+
+def _sides(visibility: Visibility) -> tuple[Visibility, Visibility]:
+    """The visibility with keys whole on every device, and its specs."""
+    axes = Visibility(
+        start="batch seq", stop="batch seq", island="batch seq", index="batch keys", key_island="batch keys"
+    )
+    specs = jax.tree.map(lambda a: rules.spec(a, rules.ACT), axes)
+    return jax.tree.map(act, visibility, axes), specs
+
 
 def _cached(
-    q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility, cache: KeyValues, slot: jax.Array
+    q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility | Plan, cache: KeyValues, slot: jax.Array
 ) -> tuple[jax.Array, KeyValues]:
     """What new queries see of the cache and of the new keys and values, which are put into it from `slot` on."""
     layer = cache.layer
@@ -110,6 +158,7 @@ def _cached(
         return _sharded(q, k, v, visibility, 0.0, None)[0], filled
     # A step of one id reads the layer's cache before it is written, and its own key apart: a TPU's compiler then reads
     # the cache in place, where it would copy the layer out first, half as many bytes again.
+    assert isinstance(visibility, Visibility)  # one query has no plan
     before, own = _apart(visibility, slot)
     old_k, old_v = (jnp.moveaxis(_layer(c, layer), 1, 2) for c in (cache.k, cache.v))
     return _merged(_sharded(q, old_k, old_v, before, 0.0, None), _sharded(q, k, v, own, 0.0, None)), filled
@@ -162,7 +211,13 @@ def _layer(cache_LBGSK: jax.Array, layer: jax.Array) -> jax.Array:
 
 
 def _sharded(
-    q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility, dropout: float, key: jax.Array | None
+    q: jax.Array,
+    k: jax.Array,
+    v: jax.Array,
+    visibility: Visibility | Plan,
+    dropout: float,
+    key: jax.Array | None,
+    logit_bound: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The kernel on each device's own queries and heads; keys and values are gathered over the context axis.
 
@@ -170,29 +225,23 @@ def _sharded(
     """
     query, keys = "batch seq heads head_dim", "batch keys kv_heads head_dim"
     k, v = act(k, keys), act(v, keys)
-    query_side, key_side = rules.spec("batch seq", rules.ACT), rules.spec("batch keys", rules.ACT)
-    visibility_spec = Visibility(
-        start=query_side, stop=query_side, island=query_side, index=key_side, key_island=key_side
-    )
-    visibility = Visibility(
-        start=act(visibility.start, "batch seq"),
-        stop=act(visibility.stop, "batch seq"),
-        island=act(visibility.island, "batch seq"),
-        index=act(visibility.index, "batch keys"),
-        key_island=act(visibility.key_island, "batch keys"),
-    )
-    q_spec, kv_spec = rules.spec(query, rules.ACT), rules.spec(keys, rules.ACT)
+    by_blocks = isinstance(visibility, Plan)
+    visibility, visibility_specs = (visibility, _each_device()) if by_blocks else _sides(visibility)
+    q_spec, kv_spec, whole = rules.spec(query, rules.ACT), rules.spec(keys, rules.ACT), rules.spec("", rules.ACT)
 
-    def local(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility, key: jax.Array | None) -> Any:
+    def local(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Any, key: Any, bound: Any) -> Any:
         if key is not None:  # each device's part of the output draws its own
             for axis in jax.tree.leaves(tuple(q_spec)):
                 key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-        return attention(q, k, v, visibility, dropout=dropout, key=key)
+        return api.attention(q, k, v, visibility, dropout=dropout, key=key, logit_bound=bound)
 
     key = key if dropout > 0.0 else None
-    specs = (q_spec, kv_spec, kv_spec, visibility_spec, None if key is None else rules.spec("", rules.ACT))
+    bound = logit_bound if by_blocks else None
+    specs = (q_spec, kv_spec, kv_spec, visibility_specs, *(None if x is None else whole for x in (key, bound)))
     out_specs = q_spec, rules.spec("batch seq heads", rules.ACT)
-    return jax.shard_map(local, in_specs=specs, out_specs=out_specs)(q, k, v, visibility, key)
+    # A Pallas kernel does not say over which axes its outputs vary.
+    split = jax.shard_map(local, in_specs=specs, out_specs=out_specs, check_vma=not by_blocks)
+    return split(q, k, v, visibility, key, bound)
 
 
 def empty_cache(

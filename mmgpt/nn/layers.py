@@ -25,6 +25,10 @@ class RMSNorm(nnx.Module):
         gain = use(self.scale).reshape((1,) * (x.ndim - 1) + (-1,))
         return (x32 * inverse * gain).astype(x.dtype)
 
+    def bound(self) -> jax.Array:
+        """The most that the root mean square of an output can be."""
+        return jnp.max(jnp.abs(use(self.scale)))
+
 
 class HeadNorm(nnx.Module):
     """Layer normalisation of each head by itself, with a gain and a bias of its own (Chameleon, arXiv 2405.09818)."""
@@ -38,6 +42,10 @@ class HeadNorm(nnx.Module):
         x32 = x32 - jnp.mean(x32, axis=-1, keepdims=True)
         inverse = jax.lax.rsqrt(jnp.mean(jnp.square(x32), axis=-1, keepdims=True) + 1e-5)  # the published constant
         return (x32 * inverse * use(self.scale)[None, None] + use(self.bias)[None, None]).astype(x_BTHK.dtype)
+
+    def bound(self) -> jax.Array:
+        """The most that the root mean square of a head's output can be."""
+        return jnp.max(jnp.abs(use(self.scale))) + jnp.max(jnp.abs(use(self.bias)))
 
 
 class GatedMLP(nnx.Module):

@@ -50,7 +50,7 @@ def attention(
     known = implementation
     if isinstance(visibility, plan.Plan) and known is None:  # whoever made it has chosen already
         known = _sparse()
-    name = _chosen((q_BTHK.shape[1], k_BSGK.shape[1]), H, G, known, dropped)
+    name = chosen((q_BTHK.shape[1], k_BSGK.shape[1]), H, G, known, dropped)
     scale = float(K**-0.5) if scale is None else scale
     if name == "reference":
         if isinstance(visibility, plan.Plan):
@@ -89,7 +89,7 @@ def plan_for(
     key. Inside shard_map the plan is of the device's own visibility. Raises ValueError as `attention` does.
     """
     shape = visibility.start.shape[1], visibility.index.shape[1]
-    name = _chosen(shape, heads, kv_heads, implementation, dropout > 0.0)
+    name = chosen(shape, heads, kv_heads, implementation, dropout > 0.0)
     if name == "reference":
         return visibility
     return plan.make(visibility, _blocks(name, *shape, heads // kv_heads, head_dim))
@@ -104,10 +104,10 @@ def _sparse() -> Implementation:
     return "pallas_tpu" if platform() == "tpu" else "xla"
 
 
-def _chosen(
+def chosen(
     shape: tuple[int, int], heads: int, kv_heads: int, implementation: Implementation | None, dropped: bool
 ) -> Implementation:
-    """The implementation for `shape` (T, S)."""
+    """The implementation that `attention` takes for `shape` (T, S) of one device. Raises ValueError as it does."""
     if heads % kv_heads:
         raise ValueError(
             f"attention: {heads} query heads do not divide into {kv_heads} key heads; "

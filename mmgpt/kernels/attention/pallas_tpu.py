@@ -70,7 +70,8 @@ def attention(
     k_GMK, v_GMK = (_filled(x, k_block).reshape(-1, G, K).transpose(1, 0, 2) for x in (k_BSGK, v_BSGK))
     sinks_GR = jnp.zeros((G, R), jnp.float32) if sinks_H is None else sinks_H.astype(jnp.float32).reshape(G, R)
     bound = _bound(logit_bound, options)
-    out, lse = _attention((options, interpret), q_GRNK, k_GMK, v_GMK, sinks_GR, plan, bound)
+    solved: Any = _attention((options, interpret), q_GRNK, k_GMK, v_GMK, sinks_GR, plan, bound)
+    out, lse = solved
     out = out.transpose(2, 0, 1, 3).reshape(B, -1, H, K)[:, :T]
     return out, lse.reshape(H, -1).T.reshape(B, -1, H)[:, :T]
 
