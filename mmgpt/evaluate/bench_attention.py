@@ -8,7 +8,7 @@ import jax
 
 from mmgpt.core.config import ConfigError
 from mmgpt.core.log import check_writable, console, show, table, write_json
-from mmgpt.evaluate import bench_attention_ours, bench_attention_project
+from mmgpt.evaluate import bench_attention_project
 from mmgpt.evaluate.bench_attention_compile import TOPOLOGIES, compiled, cycles_of
 from mmgpt.evaluate.bench_attention_peers import Case
 from mmgpt.evaluate.bench_attention_project import MIXES, Cycles, Visits, projected
@@ -65,7 +65,7 @@ def bench_attention(
     else:
         if target not in TOPOLOGIES:
             raise ConfigError(f"--target {target}: one of {', '.join(TOPOLOGIES)}, or cpu.")
-        names = ["splash", *(["tokamax"] if tokamax else []), *(["ours"] if bench_attention_ours.exists() else [])]
+        names = ["splash", *(["tokamax"] if tokamax else []), "ours"]
         case = Case(
             implementation="splash",
             target=target,

@@ -129,7 +129,7 @@ def cycles_of(case: Case, kernels: tuple[Kernel, ...]) -> dict[str, Cycles]:
             mixed=by_name.get("mixed", bodies[-1]),
             step=kernel.step.sim,
             row=kernel.row * (case.kv_heads / case.heads if shared else 1),
-            heads=bench_attention_ours.HEADS_PER_STEP[phase] if ours else 1,
+            heads=case.heads // case.kv_heads if ours else 1,  # ours handles all of a key head's in one step
         )
     return found
 

@@ -1,40 +1,24 @@
 """Our kernel in `mmgpt bench attention`: the program to compile, and how its parts are told in the dump."""
 
-import importlib
-import importlib.util
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import packed_causal
 from mmgpt.evaluate.bench_attention_peers import Case, Program
-from mmgpt.kernels.attention import plan
+from mmgpt.kernels.attention import pallas_tpu, plan
 
-MODULE = "mmgpt.kernels.attention.pallas_tpu"
 FORWARD, BACKWARD = "attention_forward", "attention_backward"
 """Parts of the names that the kernels' `pallas_call`s have."""
 BODIES = ("full", "edge", "mixed")
 """The classes of the kernels' bodies, in the order of the program."""
-HEADS_PER_STEP = {"forward": 1, "backward": 1}
-"""Query heads that one grid step handles."""
-
-
-def exists() -> bool:
-    """Whether the kernel is there."""
-    return importlib.util.find_spec(MODULE) is not None
 
 
 def ours(case: Case) -> Program:
     """`call(q, k, v, plan)` over `q [B, T, H, K]`, `k, v [B, T, G, K]` and the plan of packed documents."""
-    if not exists():
-        raise ConfigError(f"there is no {MODULE} in this version.")
-    kernel: Any = importlib.import_module(MODULE)
 
     def call(q: jax.Array, k: jax.Array, v: jax.Array, blocks: plan.Plan) -> jax.Array:
-        return kernel.attention(
+        return pallas_tpu.attention(
             q, k, v, blocks, scale=case.head_dim**-0.5, soft_cap=None, sinks_H=None, logit_bound=case.bound
         )[0]
 

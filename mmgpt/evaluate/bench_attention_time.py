@@ -12,7 +12,7 @@ import numpy as np
 from mmgpt.core.config import ConfigError
 from mmgpt.core.log import console
 from mmgpt.core.stream import packed_causal
-from mmgpt.evaluate import bench_attention_ours, bench_attention_peers
+from mmgpt.evaluate import bench_attention_peers
 from mmgpt.evaluate.bench_attention_peers import Case
 from mmgpt.evaluate.bench_attention_project import MIXES, documents
 from mmgpt.kernels.attention import api
@@ -65,7 +65,7 @@ def implementations(case: Case, document: np.ndarray) -> tuple[str, dict[str, Ca
 
     backend = jax.default_backend()
     if backend == "tpu":
-        ours = "pallas_tpu" if bench_attention_ours.exists() else "xla"
+        ours = "pallas_tpu"
         found = {ours: named(ours), "splash": peer(bench_attention_peers.splash)}
         try:
             found["tokamax"] = peer(bench_attention_peers.tokamax)

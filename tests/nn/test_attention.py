@@ -1,4 +1,4 @@
-"""The attention layer over a block plan: made once a step, the same on every mesh, with the bound that QK-norm gives."""
+"""The attention layer over a block plan: made once a step, the same on every mesh, with the bound of QK-norm."""
 
 import dataclasses
 

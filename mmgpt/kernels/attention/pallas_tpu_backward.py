@@ -160,7 +160,7 @@ class _Block(NamedTuple):
         ds = p * (product(self.v[0], do, 1, 1) - self.di[0, r, :, here])
         ds = (ds if slope is None else ds * slope).astype(q.dtype)
         self.dk[...] += product(ds, q, 1, 0)
-        self.dq[r, :, here] += product(self.kt[0], ds, 1, 0)
+        self.dq[r, :, here] += product(self.kt[...], ds, 1, 0)
 
     def visit(self, klass: int, r: jax.Array) -> None:
         width = self.q.shape[2]
@@ -180,8 +180,8 @@ class _Block(NamedTuple):
 
 
 def _kernel(*refs: Any, options: Options) -> None:
-    entries, base, first_key, q, k, kt, v, do, lse, di, start, stop, island, key_island = refs[:14]
-    dq, dk, dv, dk_sum, dv_sum, slots, keys, waiting, state, loaded, written = refs[14:]
+    entries, base, first_key, q, k, v, do, lse, di, start, stop, island, key_island = refs[:13]
+    dq, dk, dv, kt, dk_sum, dv_sum, slots, keys, waiting, state, loaded, written = refs[13:]
     key_block, query_block, klass, begins, finishes = ends(entries)
     mask = Mask(start, stop, island, keys)
     of_queries = slots.at[query_block % RING]
@@ -192,6 +192,7 @@ def _kernel(*refs: Any, options: Options) -> None:
 
     @pl.when(begins)
     def _():
+        kt[...] = jnp.transpose(k[0])
         dk_sum[...] = jnp.zeros_like(dk_sum)
         dv_sum[...] = jnp.zeros_like(dv_sum)
 
@@ -228,11 +229,12 @@ def backward(
         num_scalar_prefetch=3,
         grid=(G, plan.count_by_key[0]),
         in_specs=[
-            *(at.heads, at.keys, at.turned, at.keys, at.heads, at.sums, at.sums),
+            *(at.heads, at.keys, at.keys, at.heads, at.sums, at.sums),
             *(at.row, at.row, at.row, at.key_row),
         ],
         out_specs=[pl.BlockSpec(memory_space=pl.ANY), at.keys, at.keys],
         scratch_shapes=[
+            pltpu.VMEM((K, bk), k_GMK.dtype),
             pltpu.VMEM((bk, K), jnp.float32),
             pltpu.VMEM((bk, K), jnp.float32),
             pltpu.VMEM((RING, R, K, bq), jnp.float32),
@@ -252,6 +254,6 @@ def backward(
         name="attention_backward",
         interpret=interpret,
     )(
-        *(plan.by_key, plan.base, plan.first_key, q_GRNK, k_GMK, jnp.swapaxes(k_GMK, 1, 2), v_GMK),
+        *(plan.by_key, plan.base, plan.first_key, q_GRNK, k_GMK, v_GMK),
         *(do_GRNK, lse_GR1N, di_GR1N, *rows_of(plan)),
     )

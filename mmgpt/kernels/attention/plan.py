@@ -2,14 +2,14 @@
 
 A block is `q_block` consecutive queries by `k_block` consecutive keys of one row. From the visibility's O(T) numbers
 the plan lists the blocks in which some query sees some key, and no others, in the order of queries (the forward pass)
-and in the order of keys (the backward pass). All layers and heads share it, and nothing of T x S is ever made: the
-largest intermediate is queries x blocks of keys, which is reduced where it arises.
+and in the order of keys (the backward pass). All layers and heads share it, and nothing of T x S is ever made.
 
 Shapes: N = B T' queries of all rows, each row filled up to whole blocks, M = B S' keys likewise.
 """
 
 import dataclasses
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -152,29 +152,31 @@ def _classes(
     last_BJ = jnp.max(jnp.where(common, place, -1), axis=2)
     run = (place >= first_BJ[:, :, None]) & (place <= last_BJ[:, :, None])
     plain = jnp.all((common == run) & (common == real))
-    from_BTJ = start[:, :, None] - base_BJ[:, None, :]
-    to_BTJ = jnp.minimum(stop[:, :, None] - base_BJ[:, None, :], blocks.k)
+    ends_BJ = jnp.where(last_BJ < 0, 0, last_BJ + 1)
 
     def with_gaps() -> jax.Array:
         """What each query sees: the first common key behind its start, and its own island's run."""
         # next[p]: the first place from p on, in the same block, of a key that every island sees.
         next_BJK = jax.lax.cummin(jnp.where(common, place, blocks.k), axis=2, reverse=True)
-        inside = (from_BTJ >= 0) & (from_BTJ < blocks.k)
-        flat = jnp.arange(base_BJ.shape[1], dtype=jnp.int32)[None, None, :] * blocks.k + jnp.where(inside, from_BTJ, 0)
-        at_BT = jnp.max(jnp.where(inside, flat, -1), axis=2)
-        after_BT = jnp.take_along_axis(next_BJK.reshape(B, -1), jnp.maximum(at_BT, 0), axis=1)
-        first_BTJ = jnp.where(from_BTJ <= 0, first_BJ[:, None, :], jnp.where(inside, after_BT[:, :, None], blocks.k))
+        after_BT = _after(start, base_BJ, next_BJK)
         low_BT, high_BT = _runs(island, index, key_island)
         low_BT, high_BT = jnp.maximum(low_BT, start), jnp.minimum(high_BT, stop - 1)
-        own = (low_BT <= high_BT)[:, :, None]
-        own &= (low_BT[:, :, None] < base_BJ[:, None, :] + blocks.k) & (high_BT[:, :, None] >= base_BJ[:, None, :])
-        any_real = jnp.any(real, axis=2)[:, None, :]
-        return _any((first_BTJ < to_BTJ) | (own & any_real), blocks.q)
+
+        def sees(base_B1: jax.Array, first_B1: jax.Array, _: jax.Array) -> jax.Array:
+            begin = start - base_B1
+            first = jnp.where(begin <= 0, first_B1, jnp.where(begin < blocks.k, after_BT, blocks.k))
+            own = (low_BT <= high_BT) & (low_BT < base_B1 + blocks.k) & (high_BT >= base_B1)
+            return (first < jnp.minimum(stop - base_B1, blocks.k)) | (own & (base_B1 != NOWHERE))
+
+        return _each_key_block(sees, base_BJ, first_BJ, ends_BJ, blocks.q)
 
     def without_gaps() -> jax.Array:
         """Where the common keys of a block are one run, its ends decide."""
-        low_BTJ = jnp.maximum(from_BTJ, first_BJ[:, None, :])
-        return _any(low_BTJ < jnp.minimum(to_BTJ, last_BJ[:, None, :] + 1), blocks.q)
+
+        def sees(base_B1: jax.Array, first_B1: jax.Array, end_B1: jax.Array) -> jax.Array:
+            return jnp.maximum(start - base_B1, first_B1) < jnp.minimum(stop - base_B1, end_B1)
+
+        return _each_key_block(sees, base_BJ, first_BJ, ends_BJ, blocks.q)
 
     visited = jax.lax.cond(plain, without_gaps, with_gaps)
     # A block is full when its narrowest query sees all of it, and all its keys are of one island with all queries.
@@ -194,9 +196,35 @@ def _classes(
     return jnp.where(visited, klass, EMPTY).astype(jnp.int32), base_BJ
 
 
-def _any(seen_BTJ: jax.Array, q_block: int) -> jax.Array:
-    B, T, J = seen_BTJ.shape
-    return jnp.any(seen_BTJ.reshape(B, T // q_block, q_block, J), axis=2)
+def _each_key_block(
+    sees: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    base_BJ: jax.Array,
+    first_BJ: jax.Array,
+    ends_BJ: jax.Array,
+    q_block: int,
+) -> jax.Array:
+    """`[B, T'/q, J]`: whether any query of a block sees something, one block of keys after another.
+
+    Together they would be queries x blocks of keys in memory: 64 MB at 131,072.
+    """
+
+    def block(numbers: tuple[jax.Array, ...]) -> jax.Array:
+        seen = sees(*(x[:, None] for x in numbers))
+        return jnp.any(seen.reshape(seen.shape[0], -1, q_block), axis=2)
+
+    return jnp.moveaxis(jax.lax.map(block, tuple(x.T for x in (base_BJ, first_BJ, ends_BJ))), 0, 2)
+
+
+def _after(start_BT: jax.Array, base_BJ: jax.Array, next_BJK: jax.Array) -> jax.Array:
+    """`next` at each query's start, in the block of keys that holds it, `[B, T]`."""
+    B, J, k_block = next_BJK.shape
+
+    def found(j: jax.Array, at_BT: jax.Array) -> jax.Array:
+        place = start_BT - base_BJ[:, j][:, None]
+        return jnp.where((place >= 0) & (place < k_block), j * k_block + place, at_BT)
+
+    at_BT = jax.lax.fori_loop(0, J, found, jnp.zeros_like(start_BT))
+    return jnp.take_along_axis(next_BJK.reshape(B, -1), at_BT, axis=1)
 
 
 def _runs(island_BT: jax.Array, index_BS: jax.Array, key_island_BS: jax.Array) -> tuple[jax.Array, jax.Array]:
