@@ -21,6 +21,25 @@ make = jax.jit(plan.make, static_argnums=1)
 IMPLEMENTATIONS = typing.get_args(api.Implementation)
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every = pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+QUICK = ("packed", "islands", "nothing", "soft_cap", "sinks")
+"""The cases whose interpreted kernels run with the fast tests."""
+
+
+def pairs() -> list:
+    """Every implementation with every case; interpreting a kernel takes seconds, so most of those are slow tests."""
+    return [
+        pytest.param(
+            case,
+            name,
+            id=f"{name}-{case.name}",
+            marks=[pytest.mark.slow] if name.startswith("pallas") and case.name not in QUICK else [],
+        )
+        for name in IMPLEMENTATIONS
+        for case in CASES
+    ]
+
+
+every_pair = pytest.mark.parametrize(("case", "implementation"), pairs())
 
 
 def sees(seen: Visibility, b: int, t: int) -> list[int]:
@@ -121,8 +140,7 @@ def test_the_cases_hold_blocks_of_every_class() -> None:
     assert any({plan.FULL, plan.EDGE, plan.MIXED} <= c for c in classes)
 
 
-@every
-@every_case
+@every_pair
 def test_forward(case: Case, implementation) -> None:
     q, k, v, sinks = inputs(case)
     out, lse, _ = solved(case, implementation)
@@ -133,8 +151,7 @@ def test_forward(case: Case, implementation) -> None:
     np.testing.assert_allclose(lse, expected_lse, rtol=0, atol=tolerance)
 
 
-@every
-@every_case
+@every_pair
 def test_gradients(case: Case, implementation) -> None:
     """Along random directions, central differences in float64; lse counts too where it is finite."""
     q, k, v, sinks = inputs(case)
