@@ -1,0 +1,45 @@
+"""The Pallas kernels compile for every TPU that the project names, at the shapes of every shipped config."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mmgpt import presets
+from mmgpt.models.decoder import Decoder
+from mmgpt.train.run import Run
+from tests.kernels.attention.mosaic import SHAPES, TOPOLOGIES
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu, which is for Python 3.11 here")
+@pytest.mark.parametrize("target", TOPOLOGIES)
+def test_the_kernels_compile(target: str) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.attention.mosaic", target],
+        env=os.environ | {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1"},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=850,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "FAILED" not in done.stdout, done.stdout[-4000:]
+    assert done.stdout.count("compiled in") == len(SHAPES)
+
+
+def test_every_shipped_decoder_is_among_the_shapes() -> None:
+    compiled = {(shape.heads, shape.kv_heads, shape.head_dim) for shape in SHAPES}
+    found = 0
+    for name in presets.names():
+        run = presets.preset(name)
+        if isinstance(run, Run) and isinstance(run.model, Decoder.Config):
+            ways, model = run.mesh.tensor, run.model
+            wanted = (model.heads // ways, model.kv_heads // ways, model.head_dim)
+            assert wanted in compiled, f"{name}: add its shape {wanted} to tests/kernels/attention/mosaic.py"
+            found += 1
+    assert found >= 4
