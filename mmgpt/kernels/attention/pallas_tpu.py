@@ -9,14 +9,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from mmgpt.kernels.attention.pallas_tpu_backward import UNSEEN, backward
-from mmgpt.kernels.attention.pallas_tpu_forward import LANES, LOG2E, Options, forward
-from mmgpt.kernels.attention.plan import NOWHERE, Blocks, Plan
+from mmgpt.kernels.attention.logits import LOG2E, UNSEEN, Options, bounded, filled
+from mmgpt.kernels.attention.pallas_tpu_backward import backward
+from mmgpt.kernels.attention.pallas_tpu_forward import LANES, forward
+from mmgpt.kernels.attention.plan import MOST_ENTRIES, MOST_SIDE, NOWHERE, Blocks, Plan, side
 
-MOST_BOUND = 64.0
-"""Up to this bound on the logits, their exponentials, and sums of 2^30 of them, are in float32's range as they are."""
-MOST_ENTRIES = 16384
-"""Entries of a plan's list: 64 KB of scalar memory."""
 STEP_ROWS = 8192
 """Queries of all heads in one step: their float32 sums take 4 MB of VMEM at a head dim of 128."""
 
@@ -27,19 +24,11 @@ def blocks(T: int, S: int, R: int, K: int) -> Blocks:
     At most 1,024 a side: larger ones visit more that is not seen, and gain nothing (docs/attention.md). Short rows get
     smaller ones; rows whose list would not fit in 64 KB larger ones.
     """
-    k = _side(S, 1024)
-    q = _side(T, max(LANES, min(1024, STEP_ROWS * 128 // (R * max(K, 128)))))
+    k = side(S, MOST_SIDE)
+    q = side(T, max(LANES, min(MOST_SIDE, STEP_ROWS * 128 // (R * max(K, 128)))))
     while -(-T // q) * -(-S // k) > MOST_ENTRIES:
         k *= 2
     return Blocks(q, k)
-
-
-def _side(length: int, most: int) -> int:
-    """A power of 2 from 128 to `most`, 1/8 of the length or less, so that edges cost little."""
-    side = LANES
-    while side < most and side * 16 <= length:
-        side *= 2
-    return side
 
 
 def attention(
@@ -66,29 +55,14 @@ def attention(
     R = H // G
     options = Options(soft_cap=soft_cap, sinks=sinks_H is not None)
     factor = jnp.float32(scale * options.query_factor)
-    q_GRNK = _filled((q_BTHK * factor).astype(q_BTHK.dtype), q_block).reshape(-1, G, R, K).transpose(1, 2, 0, 3)
-    k_GMK, v_GMK = (_filled(x, k_block).reshape(-1, G, K).transpose(1, 0, 2) for x in (k_BSGK, v_BSGK))
+    q_GRNK = filled((q_BTHK * factor).astype(q_BTHK.dtype), q_block).reshape(-1, G, R, K).transpose(1, 2, 0, 3)
+    k_GMK, v_GMK = (filled(x, k_block).reshape(-1, G, K).transpose(1, 0, 2) for x in (k_BSGK, v_BSGK))
     sinks_GR = jnp.zeros((G, R), jnp.float32) if sinks_H is None else sinks_H.astype(jnp.float32).reshape(G, R)
-    bound = _bound(logit_bound, options)
+    bound = bounded(logit_bound, options)
     solved: Any = _attention((options, interpret), q_GRNK, k_GMK, v_GMK, sinks_GR, plan, bound)
     out, lse = solved
     out = out.transpose(2, 0, 1, 3).reshape(B, -1, H, K)[:, :T]
     return out, lse.reshape(H, -1).T.reshape(B, -1, H)[:, :T]
-
-
-def _filled(x_BTHK: jax.Array, size: int) -> jax.Array:
-    return jnp.pad(x_BTHK, ((0, 0), (0, -x_BTHK.shape[1] % size), (0, 0), (0, 0)))
-
-
-def _bound(logit_bound: float | jax.Array | None, options: Options) -> jax.Array | bool:
-    """Whether the logits are known to be bounded. A sink is no logit, and may be any size: it needs the maximum."""
-    if options.sinks:
-        return False
-    if options.soft_cap is not None and options.soft_cap <= MOST_BOUND:
-        return True
-    if isinstance(logit_bound, jax.Array):
-        return logit_bound <= MOST_BOUND
-    return logit_bound is not None and logit_bound <= MOST_BOUND
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

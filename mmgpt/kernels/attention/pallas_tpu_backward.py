@@ -13,17 +13,15 @@ import jax.numpy as jnp
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from mmgpt.kernels.attention.logits import Options, capped, product
 from mmgpt.kernels.attention.pallas_tpu_forward import (
     LANES,
     PARAMS,
     Mask,
-    Options,
     Specs,
-    capped,
     chunks,
     each_class,
     ends,
-    product,
     rows_of,
 )
 from mmgpt.kernels.attention.plan import EMPTY, FULL, Plan, unpacked
@@ -32,8 +30,6 @@ RING = 4
 """Blocks of queries whose dq is in VMEM: documents of up to so many blocks never read it back."""
 CHUNK, MASKED_CHUNK = 512, 256
 """Queries in one product of full blocks, and of blocks whose weights are masked ahead: the fastest by the schedules."""
-UNSEEN = 1e30
-"""The log of the sum of a query that sees nothing: its weights are exp2(s - UNSEEN) = 0."""
 
 TENANT, LOADING, WRITING = 0, 1, 2
 

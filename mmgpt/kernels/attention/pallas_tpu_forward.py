@@ -14,47 +14,16 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
 
+from mmgpt.kernels.attention.logits import LOG2E, LOWEST, Options, capped, product
 from mmgpt.kernels.attention.plan import EDGE, FULL, MIXED, Plan, unpacked
 
-LOG2E = float(np.log2(np.e))
-LOWEST = -1e30
-"""Where a running maximum begins: finite, so that a masked logit of -inf weighs exp2(-inf) = 0 from the start."""
 LANES = 128
 VMEM_LIMIT = 60 * 2**20
 BOUNDED_CHUNK, ONLINE_CHUNK = 256, 512
 """Queries whose logits are made ahead of being weighed: the fastest of 128 to 1,024 by the schedules of v5p and v7x."""
-
-
-class Options(NamedTuple):
-    """What a kernel is compiled for: `bounded` logits need no maximum, `sinks` start the sums."""
-
-    soft_cap: float | None
-    bounded: bool = False
-    sinks: bool = False
-
-    @property
-    def query_factor(self) -> float:
-        """What queries are multiplied with besides the scale."""
-        return LOG2E if self.soft_cap is None else 1.0 / self.soft_cap
-
-
-def product(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
-    """The product over one dimension of each, in float32."""
-    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
-    numbers = (((over_a,), (over_b,)), ((), ()))
-    return jax.lax.dot_general(a, b, numbers, precision=precision, preferred_element_type=jnp.float32)
-
-
-def capped(s: jax.Array, soft_cap: float | None) -> tuple[jax.Array, jax.Array | None]:
-    """Logits in units of log 2, and what the soft cap multiplies their gradient by."""
-    if soft_cap is None:
-        return s, None
-    t = jnp.tanh(s)
-    return t * (soft_cap * LOG2E), 1.0 - t * t
 
 
 class Mask(NamedTuple):

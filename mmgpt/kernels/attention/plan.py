@@ -28,6 +28,11 @@ MOST_BLOCKS = 1 << BLOCK_BITS
 END = (1 << (2 * BLOCK_BITS + CLASS_BITS)) - 1 + (1 << 30)
 """Sorts behind every entry."""
 
+MOST_SIDE, LEAST_SIDE = 1024, 128
+"""Sides of a block of a TPU's kernel: larger ones visit more that is not seen, smaller ones do not fill its lanes."""
+MOST_ENTRIES = 16384
+"""Entries of a plan's list on a TPU: 64 KB of scalar memory."""
+
 NOWHERE = 1 << 30
 """The base of a block of keys that is all padding: behind every index."""
 
@@ -37,6 +42,14 @@ class Blocks(NamedTuple):
 
     q: int
     k: int
+
+
+def side(length: int, most: int) -> int:
+    """A power of 2 from 128 to `most`, 1/8 of the length or less, so that edges cost little."""
+    found = LEAST_SIDE
+    while found < most and found * 16 <= length:
+        found *= 2
+    return found
 
 
 @jax.tree_util.register_dataclass
@@ -49,7 +62,10 @@ class Plan:
     `by_query [entries]`: the blocks, ascending in queries and then keys, as `query block << 16 | key block << 2 |
     class`; `by_key`: ascending in keys and then queries, as `key block << 16 | query block << 2 | class`. The first
     `count_by_query [1]` and `count_by_key [1]` of them count. `first_key [N / q_block]`: the first block of keys that a
-    block of queries visits, NOWHERE if it sees nothing.
+    block of queries visits, NOWHERE if it sees nothing. `rows_by_query [N / q_block + 1]`: block i's entries are those
+    from rows[i] to rows[i + 1]; `order_by_query [N / q_block]`: the blocks, those with most entries first, so that a
+    device that works on many at once has short ones left in the end. `rows_by_key`, `order_by_key` likewise.
+    `causal [1]` bool: whether every query sees the keys of its row up to itself, and nothing else is to be known.
     """
 
     start: jax.Array
@@ -62,6 +78,11 @@ class Plan:
     count_by_query: jax.Array
     count_by_key: jax.Array
     first_key: jax.Array
+    rows_by_query: jax.Array
+    rows_by_key: jax.Array
+    order_by_query: jax.Array
+    order_by_key: jax.Array
+    causal: jax.Array
     blocks: Blocks = dataclasses.field(metadata={"static": True})
 
     def check(self, B: int, T: int, S: int) -> None:
@@ -95,8 +116,8 @@ def make(visibility: Visibility, blocks: Blocks) -> Plan:
     start, stop, island = (filled(x, blocks.q, 0) for x in (visibility.start, visibility.stop, visibility.island))
     index, key_island = filled(visibility.index, blocks.k, 0), filled(visibility.key_island, blocks.k, -1)
     klass, base = _classes(start, stop, island, index, key_island, blocks)
-    by_query, count_by_query = _entries(klass)
-    by_key, count_by_key = _entries(jnp.swapaxes(klass, 1, 2))
+    by_query, rows_by_query = _entries(klass)
+    by_key, rows_by_key = _entries(jnp.swapaxes(klass, 1, 2))
     return Plan(
         start=start.reshape(-1),
         stop=stop.reshape(-1),
@@ -105,11 +126,29 @@ def make(visibility: Visibility, blocks: Blocks) -> Plan:
         base=base.reshape(-1),
         by_query=by_query,
         by_key=by_key,
-        count_by_query=count_by_query,
-        count_by_key=count_by_key,
+        count_by_query=rows_by_query[-1:],
+        count_by_key=rows_by_key[-1:],
         first_key=_first(klass),
+        rows_by_query=rows_by_query,
+        rows_by_key=rows_by_key,
+        order_by_query=_longest_first(rows_by_query),
+        order_by_key=_longest_first(rows_by_key),
+        causal=causal(visibility).reshape(1),
         blocks=blocks,
     )
+
+
+def causal(visibility: Visibility) -> jax.Array:
+    """`[]` bool: whether these numbers are those of causal rows without padding: then a query sees the keys up to it.
+
+    Other numbers may say the same, and are told no: the answer yes is the exact one.
+    """
+    (_, T), S = visibility.start.shape, visibility.index.shape[1]
+    if T != S:
+        return jnp.zeros((), bool)
+    place = jnp.arange(T, dtype=jnp.int32)[None]
+    kept = (visibility.start <= 0) & (visibility.stop == place + 1)
+    return jnp.all(kept & (visibility.index == place) & (visibility.key_island == 0))
 
 
 def unpacked(entry: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -118,7 +157,7 @@ def unpacked(entry: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
 
 
 def _entries(klass_BNJ: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The list of entries in the order of N, and how many count; an N with none gets an EMPTY entry."""
+    """The list of entries in the order of N, and where each N's begin; an N with none gets an EMPTY entry."""
     B, N, J = klass_BNJ.shape
     row = jnp.arange(B, dtype=jnp.int32)[:, None, None]
     i, j = jnp.arange(N, dtype=jnp.int32)[None, :, None], jnp.arange(J, dtype=jnp.int32)[None, None, :]
@@ -127,7 +166,13 @@ def _entries(klass_BNJ: jax.Array) -> tuple[jax.Array, jax.Array]:
     lone = ~jnp.any(visited, axis=2, keepdims=True) & (j == 0)
     kept = visited | lone
     entries = jnp.sort(jnp.where(kept, place | klass_BNJ, END).reshape(-1))
-    return entries, jnp.sum(kept, dtype=jnp.int32).reshape(1)
+    ends = jnp.cumsum(jnp.sum(kept, axis=2, dtype=jnp.int32).reshape(-1), dtype=jnp.int32)
+    return entries, jnp.pad(ends, (1, 0))
+
+
+def _longest_first(rows: jax.Array) -> jax.Array:
+    """The blocks, those with most entries first."""
+    return jnp.argsort(rows[:-1] - rows[1:]).astype(jnp.int32)
 
 
 def _first(klass_BIJ: jax.Array) -> jax.Array:

@@ -1,0 +1,59 @@
+"""What the Pallas kernels of attention share: options, logits in units of log 2, and when they need no maximum."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+LOG2E = float(np.log2(np.e))
+LOWEST = -1e30
+"""Where a running maximum begins: finite, so that a masked logit of -inf weighs exp2(-inf) = 0 from the start."""
+UNSEEN = 1e30
+"""The log of the sum of a query that sees nothing: its weights are exp2(s - UNSEEN) = 0."""
+MOST_BOUND = 64.0
+"""Up to this bound on the logits, their exponentials, and sums of 2^30 of them, are in float32's range as they are."""
+
+
+class Options(NamedTuple):
+    """What a kernel is compiled for: `bounded` logits need no maximum, `sinks` start the sums."""
+
+    soft_cap: float | None
+    bounded: bool = False
+    sinks: bool = False
+
+    @property
+    def query_factor(self) -> float:
+        """What queries, or their products with keys, are multiplied with besides the scale."""
+        return LOG2E if self.soft_cap is None else 1.0 / self.soft_cap
+
+
+def product(a: jax.Array, b: jax.Array, over_a: int, over_b: int) -> jax.Array:
+    """The product over one dimension of each, in float32."""
+    precision = jax.lax.Precision.HIGHEST if a.dtype == jnp.float32 else None
+    numbers = (((over_a,), (over_b,)), ((), ()))
+    return jax.lax.dot_general(a, b, numbers, precision=precision, preferred_element_type=jnp.float32)
+
+
+def capped(s: jax.Array, soft_cap: float | None) -> tuple[jax.Array, jax.Array | None]:
+    """Logits in units of log 2, and what the soft cap multiplies their gradient by."""
+    if soft_cap is None:
+        return s, None
+    t = jnp.tanh(s)
+    return t * (soft_cap * LOG2E), 1.0 - t * t
+
+
+def bounded(logit_bound: float | jax.Array | None, options: Options) -> jax.Array | bool:
+    """Whether the logits are known to be bounded. A sink is no logit, and may be any size: it needs the maximum."""
+    if options.sinks:
+        return False
+    if options.soft_cap is not None and options.soft_cap <= MOST_BOUND:
+        return True
+    if isinstance(logit_bound, jax.Array):
+        return logit_bound <= MOST_BOUND
+    return logit_bound is not None and logit_bound <= MOST_BOUND
+
+
+def filled(x_BTHK: jax.Array, size: int) -> jax.Array:
+    """Positions filled up with zeros to a multiple of `size`."""
+    return jnp.pad(x_BTHK, ((0, 0), (0, -x_BTHK.shape[1] % size), (0, 0), (0, 0)))
