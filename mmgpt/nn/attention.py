@@ -117,7 +117,7 @@ def planned(
     """
     split = rules.spec("batch seq", rules.ACT, visibility.start.shape, "visibility")
     shape = visibility.start.shape[1] // _ways(split[1]), visibility.index.shape[1]
-    if api.chosen(shape, heads, kv_heads, None, dropout > 0.0) == "reference":
+    if api.chosen(shape, heads, kv_heads, head_dim, None, dropout > 0.0) == "reference":
         return visibility
 
     def local(visibility: Visibility) -> Any:

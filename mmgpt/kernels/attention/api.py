@@ -7,9 +7,9 @@ import jax
 
 from mmgpt.core.stream import Visibility
 from mmgpt.dist.mesh import platform
-from mmgpt.kernels.attention import pallas_tpu, plan, reference, xla
+from mmgpt.kernels.attention import pallas_gpu, pallas_tpu, plan, reference, xla
 
-Implementation = Literal["reference", "xla", "pallas_tpu"]
+Implementation = Literal["reference", "xla", "pallas_tpu", "pallas_gpu"]
 
 DENSE_PAIRS = 1024 * 1024
 """Up to so many pairs of query and key None chooses the specification itself, whose T x S then is a few MB a head.
@@ -49,8 +49,8 @@ def attention(
     dropped = dropout > 0.0 and key is not None
     known = implementation
     if isinstance(visibility, plan.Plan) and known is None:  # whoever made it has chosen already
-        known = _sparse()
-    name = chosen((q_BTHK.shape[1], k_BSGK.shape[1]), H, G, known, dropped)
+        known = _sparse(K)
+    name = chosen((q_BTHK.shape[1], k_BSGK.shape[1]), H, G, K, known, dropped)
     scale = float(K**-0.5) if scale is None else scale
     if name == "reference":
         if isinstance(visibility, plan.Plan):
@@ -61,7 +61,8 @@ def attention(
         visibility = plan.make(visibility, _blocks(name, q_BTHK.shape[1], k_BSGK.shape[1], H // G, K))
     if name == "xla":
         return xla.attention(q_BTHK, k_BSGK, v_BSGK, visibility, scale=scale, soft_cap=soft_cap, sinks_H=sinks)
-    return pallas_tpu.attention(
+    kernels = pallas_tpu if name == "pallas_tpu" else pallas_gpu
+    return kernels.attention(
         q_BTHK,
         k_BSGK,
         v_BSGK,
@@ -89,23 +90,32 @@ def plan_for(
     key. Inside shard_map the plan is of the device's own visibility. Raises ValueError as `attention` does.
     """
     shape = visibility.start.shape[1], visibility.index.shape[1]
-    name = chosen(shape, heads, kv_heads, implementation, dropout > 0.0)
+    name = chosen(shape, heads, kv_heads, head_dim, implementation, dropout > 0.0)
     if name == "reference":
         return visibility
     return plan.make(visibility, _blocks(name, *shape, heads // kv_heads, head_dim))
 
 
 def _blocks(name: Implementation, T: int, S: int, R: int, K: int) -> plan.Blocks:
-    return xla.blocks(T, S, R) if name == "xla" else pallas_tpu.blocks(T, S, R, K)
+    if name == "xla":
+        return xla.blocks(T, S, R)
+    return pallas_tpu.blocks(T, S, R, K) if name == "pallas_tpu" else pallas_gpu.blocks(T, S, K)
 
 
-def _sparse() -> Implementation:
+def _sparse(head_dim: int) -> Implementation:
     """The implementation over blocks that is best where the program is to run."""
+    if platform() == "gpu":
+        return "pallas_gpu" if head_dim <= pallas_gpu.MOST_HEAD_DIM else "xla"
     return "pallas_tpu" if platform() == "tpu" else "xla"
 
 
 def chosen(
-    shape: tuple[int, int], heads: int, kv_heads: int, implementation: Implementation | None, dropped: bool
+    shape: tuple[int, int],
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    implementation: Implementation | None,
+    dropped: bool,
 ) -> Implementation:
     """The implementation that `attention` takes for `shape` (T, S) of one device. Raises ValueError as it does."""
     if heads % kv_heads:
@@ -125,4 +135,4 @@ def chosen(
         return implementation
     # One query reads every key once: there is nothing to skip that is worth a loop.
     dense = dropped or shape[0] == 1 or shape[0] * shape[1] <= DENSE_PAIRS
-    return "reference" if dense else _sparse()
+    return "reference" if dense else _sparse(head_dim)

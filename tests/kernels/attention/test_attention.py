@@ -82,14 +82,15 @@ def told(case: Case, implementation) -> Visibility | plan.Plan:
     """The visibility as `implementation` takes it, in the case's blocks where it works by blocks."""
     if implementation == "reference":
         return case.visibility
-    # A TPU has 128 lanes of queries at least.
-    return make(case.visibility, plan.Blocks(128, 128) if implementation == "pallas_tpu" else case.blocks)
+    # A TPU has 128 lanes of queries at least, a GPU's tensor cores 16 rows.
+    least = {"pallas_tpu": 128, "pallas_gpu": 16}.get(implementation, 1)
+    return make(case.visibility, plan.Blocks(*(max(least, size) for size in case.blocks)))
 
 
 def attend(*arrays, implementation, **options) -> tuple[jax.Array, jax.Array]:
     """The API; Pallas kernels are interpreted."""
-    if implementation == "pallas_tpu":
-        options["interpret"] = pltpu.InterpretParams()
+    if implementation.startswith("pallas"):
+        options["interpret"] = pltpu.InterpretParams() if implementation == "pallas_tpu" else True
     return api.attention(*arrays, implementation=implementation, **options)
 
 
@@ -240,7 +241,8 @@ def test_wrong_use_is_told() -> None:
     with pytest.raises(ValueError, match="3 query heads do not divide into 2 key heads"):
         api.attention(q[:, :, :3], k, v, CASES[0].visibility)
     with pytest.raises(
-        ValueError, match="unknown implementation 'fast'; there are 'reference' and 'xla' and 'pallas_tpu'"
+        ValueError,
+        match="unknown implementation 'fast'; there are 'reference' and 'xla' and 'pallas_tpu' and 'pallas_gpu'",
     ):
         api.attention(q, k, v, CASES[0].visibility, implementation="fast")  # pyright: ignore
     plain = CASES[0].visibility
