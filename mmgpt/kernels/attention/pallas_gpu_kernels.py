@@ -28,23 +28,28 @@ class Static(NamedTuple):
 
 
 class Launch(NamedTuple):
-    """Warps of a program, and how many turns of its loop are loaded ahead."""
+    """Warps of a program, and how many turns of its loop are under way at once; its tile: `rows` of its own block, and
+    `others` of the other blocks, which it takes in a turn."""
 
     warps: int
     stages: int
+    rows: int
+    others: int
 
 
-FORWARD = {80: Launch(4, 3), 128: Launch(8, 3), 256: Launch(8, 2)}
-QUERIES = {64: Launch(4, 3), 128: Launch(8, 3), 256: Launch(8, 2)}
-KEYS = {64: Launch(4, 2), 128: Launch(8, 2), 256: Launch(8, 2)}
+FORWARD = {80: Launch(4, 3, 128, 64), 128: Launch(8, 3, 128, 64), 256: Launch(8, 2, 64, 64)}
+QUERIES = {64: Launch(4, 3, 128, 64), 128: Launch(8, 3, 128, 64), 256: Launch(8, 2, 64, 64)}
+KEYS = {80: Launch(4, 3, 64, 64), 128: Launch(8, 3, 64, 64), 256: Launch(8, 2, 64, 32)}
 """By the head dim up to which they hold: what the registers and the shared memory of an H100 have room for
 (docs/attention.md)."""
+SINGLE = Launch(8, 1, 32, 32)
+"""In float32, which no tensor core takes and which needs twice the room."""
 
 
-def _launch(table: dict[int, Launch], K: int, dtype: Any) -> triton.CompilerParams:
-    warps, stages = table[min(most for most in table if most >= K)]
-    # float32 takes twice the room.
-    return triton.CompilerParams(num_warps=warps, num_stages=1 if dtype == jnp.float32 else stages)
+def _launch(table: dict[int, Launch], K: int, dtype: Any, rows: int, others: int) -> Launch:
+    """The launch with tiles within blocks of `rows` and `others`."""
+    found = SINGLE if dtype == jnp.float32 else table[min(most for most in table if most >= K)]
+    return found._replace(rows=min(found.rows, rows), others=min(found.others, others))
 
 
 def _columns(K: int) -> list[Any]:
@@ -85,6 +90,13 @@ class _Lists(NamedTuple):
     rows: Any
     entries: Any
 
+    def own(self, size: int, rows: int) -> tuple[jax.Array, Any]:
+        """The program's block, of `size` positions, and the `rows` of it that are its tile."""
+        parts = size // rows
+        at = pl.program_id(1)
+        block = self.order[jax.lax.div(at, parts)]
+        return block, pl.ds(block * size + jax.lax.rem(at, parts) * rows, rows)
+
     def walk(self, block: jax.Array, turns: int, body: Callable[..., Any], sums: Any) -> Any:
         """`body(other block, class, turn, sums)` over the block's entries, `turns` times each."""
         begin, end = self.rows[block], self.rows[block + 1]
@@ -107,15 +119,17 @@ class _Seen(NamedTuple):
     key_island: Any
     base: Any
 
-    def masked(
-        self, s: jax.Array, klass: jax.Array, queries: Any, key_block: jax.Array, keys: Any, by: int
-    ) -> jax.Array:
-        """Logits, -inf where nothing is seen; `by`: the axis that queries lie on."""
+    def part(self, key_block: jax.Array, turn: jax.Array | int, size: int, keys: int) -> tuple[Any, jax.Array]:
+        """The `keys` of one turn out of a block of `size`, and what makes their places in them indices."""
+        first = turn * keys
+        return pl.ds(key_block * size + first, keys), self.base[key_block] + first
+
+    def masked(self, s: jax.Array, klass: jax.Array, queries: Any, keys: Any, base: jax.Array, by: int) -> jax.Array:
+        """Logits, -inf where nothing is seen; `base` makes a key's place its index; `by`: the axis of the queries."""
 
         def rule(s: jax.Array) -> jax.Array:
             start, stop, island = (jnp.expand_dims(x[queries], 1 - by) for x in (self.start, self.stop, self.island))
-            place = jnp.expand_dims(jnp.arange(keys.size, dtype=jnp.int32), by)
-            index = place + self.base[key_block]
+            index = jnp.expand_dims(jnp.arange(keys.size, dtype=jnp.int32), by) + base
             key_island = jnp.expand_dims(self.key_island[keys], by)
             seen = (start <= index) & (index < stop) & ((key_island == 0) | (key_island == island))
             return jnp.where(seen, s, -jnp.inf)
@@ -128,21 +142,19 @@ def _logits(a: Tiles, b: Tiles, static: Static) -> tuple[jax.Array, jax.Array | 
     return capped(_dots(a, b) * (static.scale * options.query_factor), options.soft_cap)
 
 
-def _forward(*refs: Any, static: Static, blocks: Blocks, shared: int) -> None:
+def _forward(*refs: Any, static: Static, launch: Launch, blocks: Blocks, shared: int) -> None:
     """One block of queries of one head."""
     lists, seen, (q, k, v, sinks, out, lse) = _Lists(*refs[:3]), _Seen(*refs[3:8]), refs[8:]
-    head, block = pl.program_id(0), refs[0][pl.program_id(1)]
-    bq, bk = blocks
+    head, (block, queries) = pl.program_id(0), lists.own(blocks.q, launch.rows)
     of_keys = jax.lax.div(head, shared)
-    queries = pl.ds(block * bq, bq)
     q_tiles = _load(q, queries, head)
     options = static.options
 
-    def visit(key_block: jax.Array, klass: jax.Array, _: Any, sums: Any) -> Any:
+    def visit(key_block: jax.Array, klass: jax.Array, turn: jax.Array, sums: Any) -> Any:
         acc, high, total = sums
-        keys = pl.ds(key_block * bk, bk)
+        keys, base = seen.part(key_block, turn, blocks.k, launch.others)
         s, _ = _logits(q_tiles, _load(k, keys, of_keys), static)
-        s = seen.masked(s, klass, queries, key_block, keys, 0)
+        s = seen.masked(s, klass, queries, keys, base, 0)
         if not options.bounded:
             now = jnp.maximum(high, jnp.max(s, axis=1))
             fade = jnp.exp2(high - now)
@@ -151,13 +163,15 @@ def _forward(*refs: Any, static: Static, blocks: Blocks, shared: int) -> None:
         p = jnp.exp2(s)
         return _added(acc, p, _load(v, keys, of_keys)), high, total + jnp.sum(p, axis=1)
 
-    high = jnp.full((bq,), LOWEST, jnp.float32)
-    total = jnp.zeros((bq,), jnp.float32)
+    high = jnp.full((launch.rows,), LOWEST, jnp.float32)
+    total = jnp.zeros((launch.rows,), jnp.float32)
     if options.sinks:
         sink = sinks[head] * LOG2E
         high = jnp.maximum(high, sink)
         total = jnp.exp2(sink - high)
-    acc, high, total = lists.walk(block, 1, visit, (_zeros(bq, q.shape[2]), high, total))
+    acc, high, total = lists.walk(
+        block, blocks.k // launch.others, visit, (_zeros(launch.rows, q.shape[2]), high, total)
+    )
     empty = total == 0.0
     total = jnp.where(empty, 1.0, total)
     _store(out, queries, head, tuple(a / total[:, None] for a in acc))
@@ -165,48 +179,47 @@ def _forward(*refs: Any, static: Static, blocks: Blocks, shared: int) -> None:
     lse[head, queries] = jnp.where(empty, -jnp.inf, (jnp.log2(total) + shift) * (1.0 / LOG2E))
 
 
-def _backward_queries(*refs: Any, static: Static, blocks: Blocks, shared: int) -> None:
+def _backward_queries(*refs: Any, static: Static, launch: Launch, blocks: Blocks, shared: int) -> None:
     """dq of one block of queries of one head."""
     lists, seen, (q, k, v, do, lse, di, dq) = _Lists(*refs[:3]), _Seen(*refs[3:8]), refs[8:]
-    head, block = pl.program_id(0), refs[0][pl.program_id(1)]
-    bq, bk = blocks
+    head, (block, queries) = pl.program_id(0), lists.own(blocks.q, launch.rows)
     of_keys = jax.lax.div(head, shared)
-    queries = pl.ds(block * bq, bq)
     q_tiles, do_tiles = _load(q, queries, head), _load(do, queries, head)
     log2_sum, less = lse[head, queries][:, None], di[head, queries][:, None]
 
-    def visit(key_block: jax.Array, klass: jax.Array, _: Any, sums: Tiles) -> Tiles:
-        keys = pl.ds(key_block * bk, bk)
+    def visit(key_block: jax.Array, klass: jax.Array, turn: jax.Array, sums: Tiles) -> Tiles:
+        keys, base = seen.part(key_block, turn, blocks.k, launch.others)
         k_tiles = _load(k, keys, of_keys)
         s, slope = _logits(q_tiles, k_tiles, static)
-        p = jnp.exp2(seen.masked(s, klass, queries, key_block, keys, 0) - log2_sum)
+        p = jnp.exp2(seen.masked(s, klass, queries, keys, base, 0) - log2_sum)
         ds = p * (_dots(do_tiles, _load(v, keys, of_keys)) - less)
         return _added(sums, ds if slope is None else ds * slope, k_tiles)
 
-    sums = lists.walk(block, 1, visit, _zeros(bq, q.shape[2]))
+    sums = lists.walk(block, blocks.k // launch.others, visit, _zeros(launch.rows, q.shape[2]))
     _store(dq, queries, head, tuple(x * static.scale for x in sums))
 
 
-def _backward_keys(*refs: Any, static: Static, blocks: Blocks, shared: int) -> None:
+def _backward_keys(*refs: Any, static: Static, launch: Launch, blocks: Blocks, shared: int) -> None:
     """dk and dv of one block of keys of one key head: what all query heads that share it give."""
     lists, seen, (q, k, v, do, lse, di, dk, dv) = _Lists(*refs[:3]), _Seen(*refs[3:8]), refs[8:]
-    of_keys, block = pl.program_id(0), refs[0][pl.program_id(1)]
-    bq, bk = blocks
-    keys = pl.ds(block * bk, bk)
+    of_keys, (block, keys) = pl.program_id(0), lists.own(blocks.k, launch.rows)
+    base = seen.base[block] + (keys.start - block * blocks.k)
+    parts = blocks.q // launch.others
     k_tiles, v_tiles = _load(k, keys, of_keys), _load(v, keys, of_keys)
 
     def visit(query_block: jax.Array, klass: jax.Array, turn: jax.Array, sums: tuple[Tiles, Tiles]) -> Any:
-        head, queries = of_keys * shared + turn, pl.ds(query_block * bq, bq)
+        head = of_keys * shared + jax.lax.div(turn, parts)
+        queries = pl.ds(query_block * blocks.q + jax.lax.rem(turn, parts) * launch.others, launch.others)
         q_tiles, do_tiles = _load(q, queries, head), _load(do, queries, head)
         # Logits lie transposed here: both sums then take the weights as they are.
         s, slope = _logits(k_tiles, q_tiles, static)
-        p = jnp.exp2(seen.masked(s, klass, queries, block, keys, 1) - lse[head, queries][None, :])
+        p = jnp.exp2(seen.masked(s, klass, queries, keys, base, 1) - lse[head, queries][None, :])
         of_v = _added(sums[1], p, do_tiles)
         ds = p * (_dots(v_tiles, do_tiles) - di[head, queries][None, :])
         return _added(sums[0], ds if slope is None else ds * slope, q_tiles), of_v
 
-    zeros = _zeros(bk, k.shape[2])
-    of_k, of_v = lists.walk(block, shared, visit, (zeros, zeros))
+    zeros = _zeros(launch.rows, k.shape[2])
+    of_k, of_v = lists.walk(block, shared * parts, visit, (zeros, zeros))
     _store(dk, keys, of_keys, tuple(x * static.scale for x in of_k))
     _store(dv, keys, of_keys, of_v)
 
@@ -234,11 +247,13 @@ class _Call(NamedTuple):
             else (plan.order_by_query, plan.rows_by_query, plan.by_query)
         )
         seen = plan.start, plan.stop, plan.island, plan.key_island, plan.base
+        own, other = reversed(plan.blocks) if by_key else plan.blocks
+        launch = _launch(table, self.head_dim, arrays[0].dtype, own, other)
         return pl.pallas_call(
-            functools.partial(kernel, static=self.static, blocks=plan.blocks, shared=self.shared),
-            grid=(self.heads // self.shared if by_key else self.heads, lists[0].shape[0]),
+            functools.partial(kernel, static=self.static, launch=launch, blocks=plan.blocks, shared=self.shared),
+            grid=(self.heads // self.shared if by_key else self.heads, lists[0].shape[0] * (own // launch.rows)),
             out_shape=out,
-            compiler_params=_launch(table, self.head_dim, arrays[0].dtype),
+            compiler_params=triton.CompilerParams(num_warps=launch.warps, num_stages=launch.stages),
             interpret=self.static.interpret,
             name=f"attention{kernel.__name__}",
         )(*lists, *seen, *arrays)
