@@ -61,9 +61,11 @@ def documents(count: int, seed: int, codebooks: tuple[int, ...] = BOOKS) -> list
     return found
 
 
-def batch(rows: int, length: int, seed: int = 0, codebooks: tuple[int, ...] = BOOKS) -> Batch:
+def batch(
+    rows: int, length: int, seed: int = 0, codebooks: tuple[int, ...] = BOOKS, *, documents_a_row: int = 4
+) -> Batch:
     """Packed rows of documents, the last of them with padding."""
-    tokens = [grammar(codebooks).encode(d) for d in documents(4 * rows, seed, codebooks)]
+    tokens = [grammar(codebooks).encode(d) for d in documents(documents_a_row * rows, seed, codebooks)]
     made: list[dict[str, np.ndarray]] = []
     for _ in range(rows):
         row, used = [], 0

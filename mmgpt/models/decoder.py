@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -10,9 +10,8 @@ from flax import nnx
 
 from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import Batch, Visibility
-from mmgpt.kernels.attention.plan import Plan
 from mmgpt.models import ModelConfig
-from mmgpt.nn.attention import Attention, KeyValues, QKNorm, empty_cache, planned
+from mmgpt.nn.attention import Attention, Context, KeyValues, QKNorm, Seen, empty_cache, planned
 from mmgpt.nn.layers import GatedMLP, RMSNorm, RopeScaling, Turn, dropout, turn
 from mmgpt.nn.param import einsum, normal, param, take, use
 from mmgpt.nn.stack import Remat, Stack
@@ -47,7 +46,7 @@ class Block(nnx.Module):
         self,
         x_BTD: jax.Array,
         turns: tuple[Turn, Turn],
-        visibility: Visibility | Plan,
+        visibility: Seen,
         *,
         cache: KeyValues | None = None,
         slot: jax.Array | None = None,
@@ -71,6 +70,7 @@ class Decoder(nnx.Module):
         `rope_grid` of a head's `head_dim / 2` rotary frequencies follow the row in a picture and as many the column;
         0 is Emu3, whose positions are the numbers in the document alone. `places` rows and columns have an embedding
         that is added where the next id stands in a picture: a small model that must find "top left" learns it sooner.
+        `context` is how keys reach the devices of a mesh that share a row (docs/attention.md).
         Emu3 and Llama have no `qk_norm`, Emu3.5 and Qwen3 "rms", Chameleon "layer", and its 34B `post_norm` (Swin's).
         """
 
@@ -94,6 +94,7 @@ class Decoder(nnx.Module):
         attention_dropout: float = 0.0
         scan: bool = True
         remat: Remat = "none"
+        context: Context = "gather"
         dtype: Literal["float32", "bfloat16"] = "float32"
 
         def fit(self, vocabulary: Vocabulary) -> "Decoder.Config":
@@ -118,6 +119,11 @@ class Decoder(nnx.Module):
                 raise ConfigError(
                     f"model.dropout is {self.dropout} and model.attention_dropout {self.attention_dropout}; "
                     "they are shares from 0 to below 1."
+                )
+            if self.attention_dropout > 0.0 and self.context == "ring":
+                raise ConfigError(
+                    f"model.attention_dropout is {self.attention_dropout}, which keys that go round a ring do not "
+                    'have: set it to 0, or model.context to "gather".'
                 )
             if self.heads % self.kv_heads:
                 raise ConfigError(
@@ -147,7 +153,8 @@ class Decoder(nnx.Module):
             embed_key, layers_key = jax.random.split(key)
             x = dropout(x, c.dropout, embed_key)  # Emu3 drops its input embeddings too
             keys = jax.random.split(layers_key, c.layers)
-        seen = self._planned(visibility, c.attention_dropout if keys is not None else 0.0)
+        dropped = c.attention_dropout if keys is not None else 0.0
+        seen = self._planned(visibility, dropout=dropped, balanced=True, context=c.context)
 
         def call(block: Block, x: jax.Array, key: jax.Array | None) -> jax.Array:
             return block(x, turns, seen, key=key)[0]
@@ -169,7 +176,7 @@ class Decoder(nnx.Module):
         layers, with the caches stacked.
         """
         x, turns = self._embed(ids_BT, position_BTA), self._turns(position_BTA)
-        seen = self._planned(visibility, 0.0)
+        seen = self._planned(visibility)
         if isinstance(caches, KeyValues):
             assert blocks is None
 
@@ -198,9 +205,9 @@ class Decoder(nnx.Module):
             x = x + take(tables[axis], place_BT, "batch seq embed")
         return x
 
-    def _planned(self, visibility: Visibility, dropout: float) -> Visibility | Plan:
+    def _planned(self, visibility: Visibility, **options: Any) -> Seen:
         c = self.config
-        return planned(visibility, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, dropout=dropout)
+        return planned(visibility, heads=c.heads, kv_heads=c.kv_heads, head_dim=c.head_dim, **options)
 
     def _turns(self, position_BTA: jax.Array) -> tuple[Turn, Turn]:
         """Rotary positions of queries and of keys.

@@ -10,13 +10,20 @@ from flax import nnx
 
 from mmgpt.core.stream import Visibility
 from mmgpt.dist import axes as rules
-from mmgpt.kernels.attention import api
+from mmgpt.kernels.attention import api, balance
 from mmgpt.kernels.attention.plan import Plan
+from mmgpt.kernels.attention.ring import Ring
 from mmgpt.nn.layers import HeadNorm, RMSNorm, Turn, rotary
 from mmgpt.nn.param import act, einsum, normal, param, use
 
 QKNorm = Literal["none", "rms", "layer"]
 """What queries and keys go through before they turn: nothing, an RMSNorm, or Chameleon's LayerNorm of each head."""
+
+Context = Literal["gather", "ring"]
+"""How keys reach the devices that share a row: all at once, or round a ring while each device works."""
+
+Seen = Visibility | Plan | Ring
+"""What a layer's queries see: what `planned` makes of a visibility, once for all layers."""
 
 CACHE = "batch kv_heads keys head_dim"
 
@@ -75,7 +82,7 @@ class Attention(nnx.Module):
         self,
         x_BTD: jax.Array,
         turns: tuple[Turn, Turn],
-        visibility: Visibility | Plan,
+        visibility: Seen,
         *,
         cache: KeyValues | None = None,
         slot: jax.Array | None = None,
@@ -109,19 +116,30 @@ class Attention(nnx.Module):
 
 
 def planned(
-    visibility: Visibility, *, heads: int, kv_heads: int, head_dim: int, dropout: float = 0.0
-) -> Visibility | Plan:
+    visibility: Visibility,
+    *,
+    heads: int,
+    kv_heads: int,
+    head_dim: int,
+    dropout: float = 0.0,
+    balanced: bool = False,
+    context: Context = "gather",
+) -> Seen:
     """The visibility as all layers' attention takes it: each device's block plan, made once, where there is one.
 
-    `dropout` is what the layers apply, 0 without a key.
+    `dropout` is what the layers apply, 0 without a key. `balanced`: rows may be in the order that `balance` gives them.
     """
     split = rules.spec("batch seq", rules.ACT, visibility.start.shape, "visibility")
-    shape = visibility.start.shape[1] // _ways(split[1]), visibility.index.shape[1]
-    if api.chosen(shape, heads, kv_heads, head_dim, None, dropout > 0.0) == "reference":
+    ways, T = _ways(split[1]), visibility.start.shape[1]
+    ring = "context" if context == "ring" and ways > 1 and dropout == 0.0 else None
+    shape = T // ways, visibility.index.shape[1]
+    if ring is None and api.chosen(shape, heads, kv_heads, head_dim, None, dropout > 0.0) == "reference":
         return visibility
+    unit = balance.unit(T, ways) if balanced else None
 
     def local(visibility: Visibility) -> Any:
-        return api.plan_for(visibility, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dropout=dropout)
+        sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
+        return api.plan_for(visibility, **sizes, dropout=dropout, unit=unit, ring=ring)
 
     whole, specs = _sides(visibility)
     return jax.shard_map(local, in_specs=(specs,), out_specs=_each_device(), check_vma=False)(whole)
@@ -148,7 +166,7 @@ def _sides(visibility: Visibility) -> tuple[Visibility, Visibility]:
 
 
 def _cached(
-    q: jax.Array, k: jax.Array, v: jax.Array, visibility: Visibility | Plan, cache: KeyValues, slot: jax.Array
+    q: jax.Array, k: jax.Array, v: jax.Array, visibility: Seen, cache: KeyValues, slot: jax.Array
 ) -> tuple[jax.Array, KeyValues]:
     """What new queries see of the cache and of the new keys and values, which are put into it from `slot` on."""
     layer = cache.layer
@@ -214,20 +232,24 @@ def _sharded(
     q: jax.Array,
     k: jax.Array,
     v: jax.Array,
-    visibility: Visibility | Plan,
+    visibility: Seen,
     dropout: float,
     key: jax.Array | None,
     logit_bound: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
-    """The kernel on each device's own queries and heads; keys and values are gathered over the context axis.
+    """The kernel on each device's own queries and heads; keys and values are gathered, or go round a ring.
 
     Returns its output and the logarithms of its sums.
     """
-    query, keys = "batch seq heads head_dim", "batch keys kv_heads head_dim"
+    keys = "batch seq kv_heads head_dim" if isinstance(visibility, Ring) else "batch keys kv_heads head_dim"
     k, v = act(k, keys), act(v, keys)
-    by_blocks = isinstance(visibility, Plan)
+    by_blocks = not isinstance(visibility, Visibility)
     visibility, visibility_specs = (visibility, _each_device()) if by_blocks else _sides(visibility)
-    q_spec, kv_spec, whole = rules.spec(query, rules.ACT), rules.spec(keys, rules.ACT), rules.spec("", rules.ACT)
+    q_spec, kv_spec, whole = (
+        rules.spec("batch seq heads head_dim", rules.ACT),
+        rules.spec(keys, rules.ACT),
+        rules.spec("", rules.ACT),
+    )
 
     def local(q: jax.Array, k: jax.Array, v: jax.Array, visibility: Any, key: Any, bound: Any) -> Any:
         if key is not None:  # each device's part of the output draws its own

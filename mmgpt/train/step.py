@@ -10,6 +10,7 @@ import optax
 
 from mmgpt.core.stream import Batch
 from mmgpt.dist import axes as rules
+from mmgpt.kernels.attention.balance import balanced
 from mmgpt.objectives.objective import Loss, Objective, mean, total
 from mmgpt.train.optimizer import Optimizer
 from mmgpt.train.state import State, Structure
@@ -19,7 +20,8 @@ StepMetrics = dict[str, jax.Array]
 
 def place(batch: Batch, parts: int = 1) -> Batch:
     """A host's rows, one of `parts` of the global batch, as global arrays: rows over the batch axes, positions over
-    the sequence axis."""
+    the sequence axis, in the order that gives each device of that axis as much attention to do."""
+    batch = balanced(batch, rules.ways("seq", jax.sharding.get_mesh()))
 
     def put(path: Any, leaf: np.ndarray) -> jax.Array:
         name = path[-1].name if isinstance(path[-1], jax.tree_util.GetAttrKey) else ""

@@ -13,6 +13,7 @@ from mmgpt.dist import axes as rules
 from mmgpt.dist.mesh import Mesh
 from mmgpt.kernels.attention import api
 from mmgpt.kernels.attention.plan import Plan
+from mmgpt.kernels.attention.ring import Ring
 from mmgpt.models.decoder import Decoder
 from mmgpt.nn import attention
 
@@ -28,7 +29,7 @@ CONFIG = Decoder.Config(
     qk_norm="rms",
     dtype="float32",
 )
-MESHES = (Mesh.Config(fsdp=1), Mesh.Config(fsdp=2, context=2, tensor=2))
+MESHES = (Mesh.Config(fsdp=1), Mesh.Config(fsdp=2, context=2, tensor=2), Mesh.Config(fsdp=1, context=4))
 
 
 def batch(rows: int = 2, length: int = 256) -> Batch:
@@ -44,10 +45,12 @@ def batch(rows: int = 2, length: int = 256) -> Batch:
     )
 
 
-def solved(mesh: Mesh.Config, length: int = 256) -> tuple[np.ndarray, list[np.ndarray]]:
+def solved(
+    mesh: Mesh.Config, length: int = 256, context: attention.Context = "gather"
+) -> tuple[np.ndarray, list[np.ndarray]]:
     """The logits and all gradients of a sum over them."""
     with jax.set_mesh(mesh.build(jax.devices()[: max(1, mesh.fsdp * mesh.context * mesh.tensor)])):
-        model = CONFIG.build(nnx.Rngs(0))
+        model = CONFIG.replace(context=context).build(nnx.Rngs(0))
         structure, state = nnx.split(model)
         weight = jnp.asarray(np.random.default_rng(1).standard_normal(128), jnp.float32)
 
@@ -69,15 +72,21 @@ def solved(mesh: Mesh.Config, length: int = 256) -> tuple[np.ndarray, list[np.nd
         return np.asarray(logits), [np.asarray(leaf) for leaf in jax.tree.leaves(grads)]
 
 
-@pytest.mark.parametrize("mesh", MESHES, ids=["one", "all axes"])
-def test_a_plan_gives_what_the_specification_gives(mesh: Mesh.Config, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("mesh", "context"),
+    [(0, "gather"), (1, "gather"), (1, "ring"), (2, "gather"), (2, "ring")],
+    ids=["one", "all axes", "all axes, ring", "context", "context, ring"],
+)
+def test_a_plan_gives_what_the_specification_gives(
+    mesh: int, context: attention.Context, monkeypatch: pytest.MonkeyPatch
+) -> None:
     expected, expected_grads = solved(Mesh.Config(fsdp=1))
     made = []
     plan_for = api.plan_for
     monkeypatch.setattr(api, "DENSE_PAIRS", 0)
     monkeypatch.setattr(api, "plan_for", lambda *a, **k: made.append(plan_for(*a, **k)) or made[-1])
-    logits, grads = solved(mesh)
-    assert len(made) == 1 and isinstance(made[0], Plan)  # once for all layers, and not the dense one
+    logits, grads = solved(MESHES[mesh], context=context)
+    assert len(made) == 1 and isinstance(made[0], Ring if context == "ring" else Plan)  # once for all layers
     real = batch().visibility["tokens"].key_island >= 0
     np.testing.assert_allclose(logits[real], expected[real], rtol=0, atol=2e-5)
     for grad, other in zip(grads, expected_grads, strict=True):

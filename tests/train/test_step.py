@@ -1,5 +1,6 @@
 """The training step: repeatable to the bit, and not harmed by gradients that are no numbers."""
 
+import dataclasses
 from typing import Any
 
 import jax
@@ -9,6 +10,8 @@ import pytest
 
 from mmgpt.core.stream import Batch
 from mmgpt.dist.mesh import Mesh
+from mmgpt.kernels.attention import api
+from mmgpt.kernels.attention.cases import causal
 from mmgpt.objectives.next_token import NextToken
 from mmgpt.objectives.objective import Loss
 from mmgpt.train.optimizer import Optimizer
@@ -111,3 +114,22 @@ def test_the_abstract_state_is_the_states(made) -> None:
     assert jax.tree.structure(shapes) == jax.tree.structure(state)
     assert jax.tree.all(jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype), shapes, state))
     assert all(isinstance(leaf.sharding, jax.NamedSharding) for leaf in jax.tree.leaves(shapes))
+
+
+@pytest.mark.parametrize("context", ["gather", "ring"])
+def test_devices_that_share_rows_take_the_same_step(context: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows of 1,024 positions in 8 units, whose order evens out the devices' shares."""
+    monkeypatch.setattr(api, "DENSE_PAIRS", 0)
+    batch = dataclasses.replace(tiny.batch(2, 1024, documents_a_row=60), visibility={"tokens": causal(2, 1024)})
+    values = []
+    for count in (1, 4):
+        with jax.set_mesh(Mesh.Config(fsdp=1, context=count).build(jax.devices()[:count])):
+            structure = Structure(tiny.decoder(context=context).build, seed=0)
+            optimizer = Optimizer.Config(learning_rate=1e-2, warmup=2).build(20)
+            objective = NextToken.Config().fit(tiny.grammar().vocabulary).build()
+            placed = place(batch)
+            assert np.array_equal(placed.streams["tokens"].ids, batch.streams["tokens"].ids) == (count == 1)
+            state = tiny.state(structure, optimizer)
+            values.append(make_step(structure, objective, optimizer, seed=0, ema=None)(state, placed)[1])
+    for name in ("loss", "gradient_norm"):
+        np.testing.assert_allclose(float(values[1][name]), float(values[0][name]), rtol=1e-5)

@@ -4,10 +4,13 @@ import typing
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 
 from mmgpt.core.stream import Visibility
 from mmgpt.dist.mesh import platform
 from mmgpt.kernels.attention import pallas_gpu, pallas_tpu, plan, reference, xla
+from mmgpt.kernels.attention import ring as rings
+from mmgpt.kernels.attention.ring import Ring
 
 Implementation = Literal["reference", "xla", "pallas_tpu", "pallas_gpu"]
 
@@ -23,7 +26,7 @@ def attention(
     q_BTHK: jax.Array,
     k_BSGK: jax.Array,
     v_BSGK: jax.Array,
-    visibility: Visibility | plan.Plan,
+    visibility: Visibility | plan.Plan | Ring,
     *,
     scale: float | None = None,
     soft_cap: float | None = None,
@@ -36,10 +39,10 @@ def attention(
 ) -> tuple[jax.Array, jax.Array]:
     """Scaled dot-product attention of the keys each query sees.
 
-    H query heads share G key heads in groups of H / G. `visibility` may be what `plan_for` made of one. `scale`
-    defaults to K ** -0.5; `soft_cap` bounds the logits by tanh; `sinks [H]` adds one logit per head to the softmax's
-    sum; `logit_bound` promises |logit| <= bound, which a kernel may use in place of the running maximum. `dropout` on
-    the probabilities needs `key`, and only the reference has it.
+    H query heads share G key heads in groups of H / G. `visibility` may be what `plan_for` made of one; with a Ring, k
+    and v are this device's part of the row's. `scale` defaults to K ** -0.5; `soft_cap` bounds the logits by tanh;
+    `sinks [H]` adds one logit per head to the softmax's sum; `logit_bound` promises |logit| <= bound, which a kernel
+    may use in place of the running maximum. `dropout` on the probabilities needs `key`, and only the reference has it.
 
     Returns `out [B, T, H, K]` in v's dtype and `lse [B, T, H]` float32, the log of the softmax's sum.
     A named `implementation` never falls back to another; None chooses. `interpret` (of Pallas) runs its kernels
@@ -48,31 +51,30 @@ def attention(
     H, K, G = *q_BTHK.shape[2:], k_BSGK.shape[2]
     dropped = dropout > 0.0 and key is not None
     known = implementation
-    if isinstance(visibility, plan.Plan) and known is None:  # whoever made it has chosen already
+    if not isinstance(visibility, Visibility) and known is None:  # whoever made it has chosen already
         known = _sparse(K)
     name = chosen((q_BTHK.shape[1], k_BSGK.shape[1]), H, G, K, known, dropped)
     scale = float(K**-0.5) if scale is None else scale
     if name == "reference":
-        if isinstance(visibility, plan.Plan):
+        if not isinstance(visibility, Visibility):
             raise ValueError("attention: 'reference' takes a Visibility and got a Plan; give it what the plan is of.")
         terms = {"scale": scale, "soft_cap": soft_cap, "sinks_H": sinks, "dropout": dropout, "key": key}
         return reference.attention(q_BTHK, k_BSGK, v_BSGK, visibility, **terms)
     if isinstance(visibility, Visibility):
         visibility = plan.make(visibility, _blocks(name, q_BTHK.shape[1], k_BSGK.shape[1], H // G, K))
+    own = None if isinstance(visibility, Ring) else sinks
+    terms = {"scale": scale, "soft_cap": soft_cap, "sinks_H": own}
     if name == "xla":
-        return xla.attention(q_BTHK, k_BSGK, v_BSGK, visibility, scale=scale, soft_cap=soft_cap, sinks_H=sinks)
-    kernels = pallas_tpu if name == "pallas_tpu" else pallas_gpu
-    return kernels.attention(
-        q_BTHK,
-        k_BSGK,
-        v_BSGK,
-        visibility,
-        scale=scale,
-        soft_cap=soft_cap,
-        sinks_H=sinks,
-        logit_bound=logit_bound,
-        interpret=interpret,
-    )
+        out, lse = xla.attention(q_BTHK, k_BSGK, v_BSGK, visibility, **terms)
+    else:
+        terms |= {"logit_bound": logit_bound, "interpret": interpret}
+        kernels = pallas_tpu if name == "pallas_tpu" else pallas_gpu
+        out, lse = kernels.attention(q_BTHK, k_BSGK, v_BSGK, visibility, **terms)
+    if sinks is None or own is not None:
+        return out, lse
+    # A sink counts once, and not in each step of a ring: it is one more part to merge with, whose output is zero.
+    total = jnp.logaddexp(lse, sinks.astype(jnp.float32)[None, None, :])
+    return (out * jnp.exp(lse - total)[..., None]).astype(out.dtype), total
 
 
 def plan_for(
@@ -83,23 +85,32 @@ def plan_for(
     head_dim: int,
     dropout: float = 0.0,
     implementation: Implementation | None = None,
-) -> Visibility | plan.Plan:
+    unit: int | None = None,
+    ring: str | None = None,
+) -> Visibility | plan.Plan | Ring:
     """What `attention` takes as `visibility`, made once for all layers that share it, where there is something to make.
 
     `heads`, `kv_heads` and `head_dim` are those of one device's arrays; `dropout` is what `attention` will get with a
-    key. Inside shard_map the plan is of the device's own visibility. Raises ValueError as `attention` does.
+    key. Inside shard_map the plan is of the device's own visibility. `unit`: the keys' indices are consecutive in whole
+    units only, as `balance` lays them out. `ring`: a mesh axis, over whose devices keys then go round; the visibility
+    has the keys of all of them. Raises ValueError as `attention` does.
     """
-    shape = visibility.start.shape[1], visibility.index.shape[1]
-    name = chosen(shape, heads, kv_heads, head_dim, implementation, dropout > 0.0)
+    T, S = visibility.start.shape[1], visibility.index.shape[1]
+    if ring is not None:
+        S //= jax.lax.axis_size(ring)
+        implementation = implementation or _sparse(head_dim)
+    name = chosen((T, S), heads, kv_heads, head_dim, implementation, dropout > 0.0)
     if name == "reference":
         return visibility
-    return plan.make(visibility, _blocks(name, *shape, heads // kv_heads, head_dim))
+    blocks = _blocks(name, T, S, heads // kv_heads, head_dim, unit)
+    return plan.make(visibility, blocks) if ring is None else rings.make(visibility, blocks, ring)
 
 
-def _blocks(name: Implementation, T: int, S: int, R: int, K: int) -> plan.Blocks:
+def _blocks(name: Implementation, T: int, S: int, R: int, K: int, unit: int | None = None) -> plan.Blocks:
     if name == "xla":
-        return xla.blocks(T, S, R)
-    return pallas_tpu.blocks(T, S, R, K) if name == "pallas_tpu" else pallas_gpu.blocks(T, S, K)
+        return xla.blocks(T, S if unit is None else min(S, unit), R)
+    found = pallas_tpu.blocks(T, S, R, K) if name == "pallas_tpu" else pallas_gpu.blocks(T, S, K)
+    return found if unit is None else found._replace(k=min(found.k, unit))
 
 
 def _sparse(head_dim: int) -> Implementation:

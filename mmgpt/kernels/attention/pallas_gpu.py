@@ -17,10 +17,11 @@ import jax
 import jax.numpy as jnp
 
 from mmgpt.dist.mesh import platform
-from mmgpt.kernels.attention import cudnn
+from mmgpt.kernels.attention import cudnn, ring
 from mmgpt.kernels.attention.logits import LOG2E, UNSEEN, Options, bounded, filled
 from mmgpt.kernels.attention.pallas_gpu_kernels import Static, backward, forward
 from mmgpt.kernels.attention.plan import Blocks, Plan
+from mmgpt.kernels.attention.ring import Ring, Steps
 
 LEAST = 16
 """Rows and columns of the smallest operand of a tensor core."""
@@ -53,7 +54,7 @@ def attention(
     q_BTHK: jax.Array,
     k_BSGK: jax.Array,
     v_BSGK: jax.Array,
-    plan: Plan,
+    plan: Plan | Ring,
     *,
     scale: float,
     soft_cap: float | None,
@@ -65,14 +66,15 @@ def attention(
 
     `logit_bound` up to 64 (or a soft cap, which is one) spares the running maximum; an array decides as the step runs.
     `interpret`: what Pallas takes, to run it without a GPU. Raises ValueError for head dims beyond 256, and for blocks
-    that Triton does not take.
+    that Triton does not take. A Ring takes no sinks.
     """
     B, T, _, K = q_BTHK.shape
     if K > MOST_HEAD_DIM:
         raise ValueError(f"attention: 'pallas_gpu' has head dims up to {MOST_HEAD_DIM} and got {K}; take 'xla'.")
-    if any(side < LEAST or side & (side - 1) for side in plan.blocks):
-        raise ValueError(f"attention: 'pallas_gpu' has blocks of powers of 2 from {LEAST} on and got {plan.blocks}.")
-    plan.check(B, T, k_BSGK.shape[1])
+    plans = plan.plans if isinstance(plan, Ring) else plan
+    if any(side < LEAST or side & (side - 1) for side in plans.blocks):
+        raise ValueError(f"attention: 'pallas_gpu' has blocks of powers of 2 from {LEAST} on and got {plans.blocks}.")
+    plans.check(B, T, k_BSGK.shape[1])
     options = Options(soft_cap=soft_cap, sinks=sinks_H is not None)
     bound = bounded(logit_bound, options)
     if isinstance(bound, bool):
@@ -80,6 +82,8 @@ def attention(
     causal = not interpret and platform() == "gpu" and cudnn.fits(q_BTHK, k_BSGK, soft_cap, sinks_H)
     sinks = None if sinks_H is None else sinks_H.astype(jnp.float32)
     way = _Way(Static(scale, options, interpret), causal)
+    if isinstance(plan, Ring):
+        return ring.attention(Steps(_solve, _gradients, way), q_BTHK, k_BSGK, v_BSGK, plan, bound)
     solved: Any = _attention(way, q_BTHK, k_BSGK, v_BSGK, sinks, plan, bound)
     return solved
 

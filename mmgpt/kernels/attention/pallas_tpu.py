@@ -4,15 +4,17 @@ The kernels are in `pallas_tpu_forward.py` and `pallas_tpu_backward.py`.
 """
 
 import functools
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from mmgpt.kernels.attention import ring
 from mmgpt.kernels.attention.logits import LOG2E, UNSEEN, Options, bounded, filled
 from mmgpt.kernels.attention.pallas_tpu_backward import backward
 from mmgpt.kernels.attention.pallas_tpu_forward import LANES, forward
 from mmgpt.kernels.attention.plan import MOST_ENTRIES, MOST_SIDE, NOWHERE, Blocks, Plan, side
+from mmgpt.kernels.attention.ring import Ring, Steps
 
 STEP_ROWS = 8192
 """Queries of all heads in one step: their float32 sums take 4 MB of VMEM at a head dim of 128."""
@@ -35,7 +37,7 @@ def attention(
     q_BTHK: jax.Array,
     k_BSGK: jax.Array,
     v_BSGK: jax.Array,
-    plan: Plan,
+    plan: Plan | Ring,
     *,
     scale: float,
     soft_cap: float | None,
@@ -46,53 +48,70 @@ def attention(
     """`(out [B, T, H, K], lse [B, T, H] float32)`; a query that sees nothing yields zeros, and lse -inf or its sink.
 
     `logit_bound` up to 64 (or a soft cap, which is one) spares the running maximum; an array decides as the step runs.
-    `interpret`: what Pallas takes, to run it without a TPU.
+    `interpret`: what Pallas takes, to run it without a TPU. A Ring takes no sinks.
     """
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
-    plan.check(B, T, S)
-    q_block, k_block = plan.blocks
+    plans = plan.plans if isinstance(plan, Ring) else plan
+    plans.check(B, T, S)
+    q_block, k_block = plans.blocks
     R = H // G
     options = Options(soft_cap=soft_cap, sinks=sinks_H is not None)
+    bound = bounded(logit_bound, options)
+    if isinstance(bound, bool):
+        options, bound = options._replace(bounded=bound), None
+    static = _Static(options, interpret)
     factor = jnp.float32(scale * options.query_factor)
     q_GRNK = filled((q_BTHK * factor).astype(q_BTHK.dtype), q_block).reshape(-1, G, R, K).transpose(1, 2, 0, 3)
     k_GMK, v_GMK = (filled(x, k_block).reshape(-1, G, K).transpose(1, 0, 2) for x in (k_BSGK, v_BSGK))
-    sinks_GR = jnp.zeros((G, R), jnp.float32) if sinks_H is None else sinks_H.astype(jnp.float32).reshape(G, R)
-    bound = bounded(logit_bound, options)
-    solved: Any = _attention((options, interpret), q_GRNK, k_GMK, v_GMK, sinks_GR, plan, bound)
-    out, lse = solved
+    sinks_GR = None if sinks_H is None else sinks_H.astype(jnp.float32).reshape(G, R)
+    if isinstance(plan, Ring):
+        out, lse = ring.attention(Steps(_solve, _gradients, static), q_GRNK, k_GMK, v_GMK, plan, bound)
+    else:
+        solved: Any = _attention(static, q_GRNK, k_GMK, v_GMK, sinks_GR, plan, bound)
+        out, lse = solved
     out = out.transpose(2, 0, 1, 3).reshape(B, -1, H, K)[:, :T]
     return out, lse.reshape(H, -1).T.reshape(B, -1, H)[:, :T]
 
 
+class _Static(NamedTuple):
+    options: Options
+    interpret: Any
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(static: tuple[Options, Any], q, k, v, sinks, plan: Plan, bounded) -> tuple[jax.Array, jax.Array]:
-    return _solve(static, q, k, v, sinks, plan, bounded)[0]
+def _attention(static: _Static, q, k, v, sinks, plan: Plan, bound) -> tuple[jax.Array, jax.Array]:
+    return _solve(static, q, k, v, sinks, plan, bound)[0]
 
 
-def _solve(static: tuple[Options, Any], q, k, v, sinks, plan: Plan, bounded) -> Any:
-    options, interpret = static
+def _solve(static: _Static, q, k, v, sinks, plan: Plan, bound) -> Any:
+    """`bound`: whether logits are bounded, as the step runs; None where the options say it."""
+    start = jnp.zeros(q.shape[:2], jnp.float32) if sinks is None else sinks
 
-    def solve(bounded: bool) -> tuple[jax.Array, jax.Array]:
-        return forward(q, k, v, sinks, plan, options._replace(bounded=bounded), interpret)
+    def solve(options: Options) -> tuple[jax.Array, jax.Array]:
+        out, lse = forward(q, k, v, start, plan, options, static.interpret)
+        return out, lse[:, :, 0]
 
-    if isinstance(bounded, bool):
-        out, lse = solve(bounded)
+    if bound is None:
+        out, lse = solve(static.options)
     else:
-        out, lse = jax.lax.cond(bounded, lambda: solve(True), lambda: solve(False))
-    return (out, lse[:, :, 0]), (q, k, v, sinks, plan, out, lse)
+        both = (functools.partial(solve, static.options._replace(bounded=said)) for said in (True, False))
+        out, lse = jax.lax.cond(bound, *both)
+    return (out, lse), (q, k, v, sinks, plan, out, lse)
 
 
-def _gradients(static: tuple[Options, Any], kept: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
-    (options, interpret), (q, k, v, sinks, plan, out, lse) = static, kept
+def _gradients(static: _Static, kept: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+    q, k, v, sinks, plan, out, lse = kept
     do, dlse = cotangents
-    di = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)[:, :, None] - dlse[:, :, None]
+    options = static.options
+    di = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - dlse
     log2_sum = jnp.where(jnp.isneginf(lse), UNSEEN, lse * LOG2E)
-    dq, dk, dv = backward(q, k, v, do.astype(v.dtype), log2_sum, di, plan, options, interpret)
+    rows = (x[:, :, None] for x in (log2_sum, di))
+    dq, dk, dv = backward(q, k, v, do.astype(v.dtype), *rows, plan, options, static.interpret)
     seen = jnp.repeat(plan.first_key != NOWHERE, plan.blocks.q)
     dq = jnp.where(seen, dq, 0.0).swapaxes(2, 3) * (1.0 / options.query_factor)
     # A sink's weight in the sum takes from all outputs, and adds to lse.
-    dsinks = -jnp.sum(jnp.exp(sinks[:, :, None, None] - lse) * di, axis=(2, 3)) if options.sinks else None
+    dsinks = None if sinks is None else -jnp.sum(jnp.exp(sinks[:, :, None] - lse) * di, axis=2)
     return dq.astype(q.dtype), dk, dv, dsinks, None, None
 
 

@@ -85,9 +85,13 @@ class Plan:
     causal: jax.Array
     blocks: Blocks = dataclasses.field(metadata={"static": True})
 
+    def any(self) -> jax.Array:
+        """`[]` bool: whether any query sees any key."""
+        return jnp.any(self.first_key != NOWHERE)
+
     def check(self, B: int, T: int, S: int) -> None:
         """Raises ValueError unless this is a plan of B rows of T queries and S keys."""
-        laid_out = self.start.shape[0], self.key_island.shape[0]
+        laid_out = self.start.shape[-1], self.key_island.shape[-1]  # plans of a ring have its steps in front
         if laid_out != (
             wanted := (B * -(-T // self.blocks.q) * self.blocks.q, B * -(-S // self.blocks.k) * self.blocks.k)
         ):

@@ -49,12 +49,13 @@ def make(visibility: Visibility, blocks: Blocks, axis: str) -> Ring:
 class Steps(NamedTuple):
     """What an implementation does in one step, over arrays in its own layout, sums `[...]` of outputs `[..., K]`.
 
-    `solve(q, k, v, plan, bound)` gives `out, lse`; `gradients((q, k, v, plan, out, lse), (d_out, d_lse))` those of q, k
-    and v, also where out and lse are over more keys than these. Both are hashable.
+    `solve(static, q, k, v, sinks, plan, bound)` gives `(out, lse)` and what it keeps; `gradients(static, (q, k, v,
+    sinks, plan, out, lse), (d_out, d_lse))` those of q, k, v and more, also where out and lse are over more keys.
     """
 
-    solve: Callable[..., tuple[jax.Array, jax.Array]]
-    gradients: Callable[..., tuple[jax.Array, jax.Array, jax.Array]]
+    solve: Callable[..., Any]
+    gradients: Callable[..., tuple[Any, ...]]
+    static: Any
 
 
 def _passed_on(arrays: Any, axis: str) -> Any:
@@ -80,7 +81,11 @@ def _forward(steps: Steps, q, k, v, ring: Ring, bound) -> Any:
     def step(carry: Any, plan: Plan) -> tuple[Any, None]:
         (k, v), sums = carry
         following = _passed_on((k, v), ring.axis)
-        found = jax.lax.cond(plan.any(), lambda: _merged(sums, steps.solve(q, k, v, plan, bound)), lambda: sums)
+
+        def worked() -> tuple[jax.Array, jax.Array]:
+            return _merged(sums, steps.solve(steps.static, q, k, v, None, plan, bound)[0])
+
+        found = jax.lax.cond(plan.any(), worked, lambda: sums)
         return (following, found), None
 
     nothing = jnp.zeros(q.shape[:-1] + v.shape[-1:], jnp.float32), jnp.full(q.shape[:-1], -jnp.inf, jnp.float32)
@@ -106,10 +111,11 @@ def _backward(steps: Steps, kept: Any, cotangents: tuple[jax.Array, jax.Array]) 
         following, before = _passed_on((k, v), ring.axis), _passed_on((dk, dv), ring.axis)
 
         def worked() -> tuple[jax.Array, Any]:
-            own, *of_keys = steps.gradients((q, k, v, plan, out, lse), cotangents)
-            return dq + own.astype(jnp.float32), of_keys
+            kept = q, k, v, None, plan, out, lse
+            own, own_dk, own_dv, *_ = steps.gradients(steps.static, kept, cotangents)
+            return dq + own.astype(jnp.float32), (own_dk, own_dv)
 
-        dq, found = jax.lax.cond(plan.any(), worked, lambda: (dq, [jnp.zeros_like(k), jnp.zeros_like(v)]))
+        dq, found = jax.lax.cond(plan.any(), worked, lambda: (dq, (jnp.zeros_like(k), jnp.zeros_like(v))))
         return (following, dq, tuple(x + y.astype(jnp.float32) for x, y in zip(before, found, strict=True))), None
 
     dq, dk, dv = (jnp.zeros(x.shape, jnp.float32) for x in (q, k, v))

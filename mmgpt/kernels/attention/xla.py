@@ -11,7 +11,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from mmgpt.kernels.attention import ring
 from mmgpt.kernels.attention.plan import EMPTY, FULL, Blocks, Plan, unpacked
+from mmgpt.kernels.attention.ring import Ring, Steps
 
 LOWEST = -1e30
 """Where the running maximum starts: below every logit, but finite, as -inf - -inf is no number."""
@@ -36,26 +38,34 @@ def attention(
     q_BTHK: jax.Array,
     k_BSGK: jax.Array,
     v_BSGK: jax.Array,
-    plan: Plan,
+    plan: Plan | Ring,
     *,
     scale: float,
     soft_cap: float | None,
     sinks_H: jax.Array | None,
 ) -> tuple[jax.Array, jax.Array]:
-    """`(out [B, T, H, K], lse [B, T, H] float32)`; a query that sees nothing yields zeros, and lse -inf or its sink."""
-    B, T, H, K = q_BTHK.shape
-    G = k_BSGK.shape[2]
-    S, R = k_BSGK.shape[1], H // G
-    plan.check(B, T, S)
+    """`(out [B, T, H, K], lse [B, T, H] float32)`; a query that sees nothing yields zeros, and lse -inf or its sink.
+
+    A Ring takes no sinks.
+    """
+    B, T, H, _ = q_BTHK.shape
+    S, G = k_BSGK.shape[1:3]
+    R = H // G
+    plans = plan.plans if isinstance(plan, Ring) else plan
+    plans.check(B, T, S)
     sinks_GR = None if sinks_H is None else sinks_H.astype(jnp.float32).reshape(G, R)
     arrays = q_BTHK, k_BSGK, v_BSGK, sinks_GR
     q, k, v = (_alike(x, arrays, plan) for x in (q_BTHK, k_BSGK, v_BSGK))
     sinks_GR = None if sinks_GR is None else _alike(sinks_GR, arrays, plan)
-    out, lse = _attention((scale, soft_cap), *laid_out(q, k, v, plan.blocks), sinks_GR, plan)
-    return given_back(out, lse, q_BTHK.shape, plan.blocks)
+    laid, options = _laid_out(q, k, v, plans.blocks), (scale, soft_cap)
+    if isinstance(plan, Ring):
+        out, lse = ring.attention(Steps(_forward, _backward, options), *laid, plan, None)
+    else:
+        out, lse = _attention(options, *laid, sinks_GR, plan)
+    return _given_back(out, lse, q_BTHK.shape, plans.blocks)
 
 
-def laid_out(
+def _laid_out(
     q_BTHK: jax.Array, k_BSGK: jax.Array, v_BSGK: jax.Array, blocks: Blocks
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`q [N, G, M, K]` and `k, v [J, G, C, K]` in blocks, rows filled up."""
@@ -65,7 +75,7 @@ def laid_out(
     return jnp.moveaxis(q, 1, 3).reshape(-1, G, H // G * blocks.q, K), k, v
 
 
-def given_back(out: jax.Array, lse: jax.Array, shape: tuple[int, ...], blocks: Blocks) -> tuple[jax.Array, jax.Array]:
+def _given_back(out: jax.Array, lse: jax.Array, shape: tuple[int, ...], blocks: Blocks) -> tuple[jax.Array, jax.Array]:
     """`out [B, T, H, K], lse [B, T, H]` of `out [N, G, M, K], lse [N, G, M]`; `shape` is that of the queries."""
     (B, T, H, K), G = shape, out.shape[1]
     out = jnp.moveaxis(out.reshape(-1, G, H // G, blocks.q, K), 3, 1).reshape(B, -1, H, K)[:, :T]
@@ -154,6 +164,7 @@ def _forward(
     v_JGCK: jax.Array,
     sinks_GR: jax.Array | None,
     plan: Plan,
+    _: None = None,
 ) -> tuple[tuple[jax.Array, jax.Array], Any]:
     """One pass over the entries: each adds to the sums of its block of queries, which stand in arrays of O(T)."""
     scale, soft_cap = options
@@ -192,43 +203,13 @@ def _forward(
 
 
 def _backward(options: Options, residuals: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+    """One pass over the entries again, five products each (arXiv 2205.14135, algorithm 4)."""
+    scale, soft_cap = options
     q_NGMK, k_JGCK, v_JGCK, sinks_GR, plan, out, lse = residuals
     d_out, d_lse = cotangents
-    common = jnp.where(jnp.isneginf(lse), 0.0, moved(d_out, out) - d_lse)
-    d_q, d_k, d_v = gradients(options, q_NGMK, k_JGCK, v_JGCK, plan, lse, common, d_out)
-    d_sinks = None
-    if sinks_GR is not None:
-        finite = jnp.where(jnp.isneginf(lse), 0.0, lse)
-        by_head = (jnp.exp(_rows(sinks_GR, lse) - finite) * common).reshape(*lse.shape[:2], sinks_GR.shape[1], -1)
-        d_sinks = -jnp.sum(by_head, axis=(0, 3))
-    return d_q.astype(q_NGMK.dtype), d_k.astype(k_JGCK.dtype), d_v.astype(v_JGCK.dtype), d_sinks, None
-
-
-def moved(d_out: jax.Array, out: jax.Array) -> jax.Array:
-    """What a query's output moves by along its gradient, `[..., K]` to `[...]` float32.
-
-    A probability's logit moves out, and lse by the probability itself: this less lse's gradient is part of the
-    gradient of every logit of the query.
-    """
-    return jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-
-
-def gradients(
-    options: Options,
-    q_NGMK: jax.Array,
-    k_JGCK: jax.Array,
-    v_JGCK: jax.Array,
-    plan: Plan,
-    lse: jax.Array,
-    common: jax.Array,
-    d_out: jax.Array,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """`d_q, d_k, d_v` in float32: one pass over the entries, five products each (arXiv 2205.14135, algorithm 4).
-
-    `lse [N, G, M]` may be over more keys than these; `common` is `moved` less lse's gradient.
-    """
-    scale, soft_cap = options
     blind = jnp.isneginf(lse)
+    # A probability's logit moves out, and lse by the probability itself: both take part in every logit's gradient.
+    common = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - d_lse
     common, lse = jnp.where(blind, 0.0, common), jnp.where(blind, 0.0, lse)
     product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 
@@ -255,7 +236,12 @@ def gradients(
         return tuple(_put(x, _at(x, at) + y, at) for x, y, at in zip(sums, new, (i, j, j), strict=True))
 
     sums = tuple(_alike(jnp.zeros(x.shape, jnp.float32), x) for x in (q_NGMK, k_JGCK, v_JGCK))
-    return jax.lax.fori_loop(0, plan.count_by_query[0], step, sums)
+    d_q, d_k, d_v = jax.lax.fori_loop(0, plan.count_by_query[0], step, sums)
+    d_sinks = None
+    if sinks_GR is not None:
+        by_head = (jnp.exp(_rows(sinks_GR, lse) - lse) * common).reshape(*lse.shape[:2], sinks_GR.shape[1], -1)
+        d_sinks = -jnp.sum(by_head, axis=(0, 3))
+    return d_q.astype(q_NGMK.dtype), d_k.astype(k_JGCK.dtype), d_v.astype(v_JGCK.dtype), d_sinks, None
 
 
 _attention = jax.custom_vjp(_solved, nondiff_argnums=(0,))

@@ -79,6 +79,48 @@ def compiled(shape: Shape, mesh: jax.sharding.Mesh) -> None:
         grad.trace(q, k, v, sinks, seen).lower(lowering_platforms=("tpu",)).compile()
 
 
+def ring(chips: list[Any]) -> str:
+    """The scheduled program of a ring of four chips, forward and backward."""
+    mesh = jax.make_mesh((4,), ("context",), axis_types=(jax.sharding.AxisType.Auto,), devices=chips)
+    part, whole = jax.P(None, "context"), jax.P()
+
+    def of(dtype: Any, spec: jax.P, *sizes: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(sizes, dtype, sharding=jax.NamedSharding(mesh, spec))
+
+    query, key = of(jnp.int32, part, 1, 32_768), of(jnp.int32, whole, 1, 32_768)
+    seen = Visibility(start=query, stop=query, island=query, index=key, key_island=key)
+    specs = Visibility(start=part, stop=part, island=part, index=whole, key_island=whole)
+    q, k, v = (of(jnp.bfloat16, part, 1, 32_768, heads, 128) for heads in (8, 2, 2))
+
+    def local(seen: Visibility, q: Any, k: Any, v: Any) -> jax.Array:
+        plans = api.plan_for(
+            seen, heads=8, kv_heads=2, head_dim=128, implementation="pallas_tpu", unit=1024, ring="context"
+        )
+        return api.attention(q, k, v, plans, logit_bound=30.0, implementation="pallas_tpu")[0]
+
+    def loss(q: Any, k: Any, v: Any, seen: Visibility) -> jax.Array:
+        split = jax.shard_map(local, mesh=mesh, in_specs=(specs, part, part, part), out_specs=part, check_vma=False)
+        return jnp.sum(split(seen, q, k, v), dtype=jnp.float32)
+
+    with jax.set_mesh(mesh):
+        grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
+        return grad.trace(q, k, v, seen).lower(lowering_platforms=("tpu",)).compile().as_text()
+
+
+def overlapped(program: str) -> list[tuple[int, int]]:
+    """Of each loop in which keys go round: arrays under way while the step's work is done, and others."""
+    found = []
+    for body in program.split("\n}\n"):
+        lines = body.splitlines()
+        work = [i for i, line in enumerate(lines) if " conditional(" in line]
+        begun = [i for i, line in enumerate(lines) if " collective-permute-start(" in line]
+        arrived = [i for i, line in enumerate(lines) if " collective-permute-done(" in line]
+        if work and begun:
+            under_way = sum(i < work[-1] for i in begun)
+            found.append((min(under_way, sum(i > work[-1] for i in arrived)), len(begun)))
+    return found
+
+
 def topology(target: str) -> Any:
     """The chips of `target`, once no other process compiles."""
     from jax.experimental import topologies
@@ -104,3 +146,5 @@ if __name__ == "__main__":
             print(f"{shape.name}: compiled in {time.monotonic() - begin:.1f} s", flush=True)
         except Exception as e:
             print(f"{shape.name}: FAILED {e}", flush=True)
+    if sys.argv[1] == "v5p":
+        print(f"ring: {overlapped(ring(topology('v5p').devices[:4]))}")

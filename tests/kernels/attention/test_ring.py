@@ -91,8 +91,15 @@ def test_a_ring_is_the_specification(case: Case) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("name", ["documents", "documents_sinks"])
+def test_the_kernels_of_a_gpu_go_round_too(name: str) -> None:
+    case = next(c for c in ROWS if c.name == name)
+    check(case, round_the_ring(case, 2, "pallas_gpu", interpret=True))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("bound", [10.0, 100.0])
-def test_the_kernels_go_round_too(bound: float) -> None:
+def test_the_kernels_of_a_tpu_go_round_too(bound: float) -> None:
     """Interpreted kernels wait for those of all devices, so every step must have some of them to do on each."""
     whole = causal(1, 256)
     whole = dataclasses.replace(whole, stop=np.full_like(whole.stop, 256))
