@@ -79,7 +79,9 @@ def attention(
     bound = bounded(logit_bound, options)
     if isinstance(bound, bool):
         options, bound = options._replace(bounded=bound), None
-    causal = not interpret and platform() == "gpu" and cudnn.fits(q_BTHK, k_BSGK, soft_cap, sinks_H)
+    # A program for a GPU that is not here goes without cuDNN: JAX asks it for its version.
+    there = not interpret and platform() == "gpu" and jax.default_backend() != "cpu"
+    causal = there and cudnn.fits(q_BTHK, k_BSGK, soft_cap, sinks_H)
     sinks = None if sinks_H is None else sinks_H.astype(jnp.float32)
     way = _Way(Static(scale, options, interpret), causal)
     if isinstance(plan, Ring):

@@ -125,9 +125,20 @@ def check(seen: Visibility, blocks: Blocks) -> None:
         assert np.array_equal(classes == MIXED, some & ~every & ~common)
         # A block of queries (of keys) without another entry has one that is empty, and no other block has any.
         assert np.array_equal((classes == EMPTY).sum(axis=axis), ~some.any(axis=axis))
+        check_rows(made, (classes >= 0).sum(axis=axis).reshape(-1), by_key=by_key)
     first = some.argmax(axis=2) + np.arange(len(some))[:, None] * some.shape[2]
     first = np.where(some.any(axis=2), first, plan.NOWHERE)
     assert np.array_equal(made.first_key, first.reshape(-1))
+    mask = np.asarray(visible(seen))
+    square = mask.shape[1] == mask.shape[2] and np.array_equal(mask, np.tril(np.ones_like(mask)))
+    assert not made.causal[0] or square  # other numbers may say causal too, and are told no
+
+
+def check_rows(made: Plan, lengths: np.ndarray, *, by_key: bool) -> None:
+    """Where each block's entries begin, and the blocks with most entries first, those with as many in order."""
+    rows, order = (made.rows_by_key, made.order_by_key) if by_key else (made.rows_by_query, made.order_by_query)
+    assert np.array_equal(rows, np.r_[0, np.cumsum(lengths)])
+    assert np.array_equal(order, np.argsort(-lengths, kind="stable"))
 
 
 @hypothesis.settings(max_examples=150)
@@ -140,6 +151,24 @@ def test_a_plan_lists_the_blocks_in_which_something_is_seen(seen: Visibility, bl
 @hypothesis.given(visibilities(), st.permutations(range(8)))
 def test_keys_may_lie_in_any_order_of_blocks(seen: Visibility, order: list[int]) -> None:
     check(moved(seen, 8, order), Blocks(8, 8))
+
+
+@pytest.mark.parametrize("blocks", SIZES)
+def test_causal_rows_are_known_and_nothing_else_is(blocks: Blocks) -> None:
+    seen = causal(2, 24)
+    assert make(seen, blocks).causal[0]
+    assert make(dataclasses.replace(seen, start=seen.start - 5), blocks).causal[0]
+    others = {
+        "start": np.array(seen.start),
+        "stop": np.array(seen.stop),
+        "index": np.array(seen.index),
+        "key_island": np.array(seen.key_island),
+    }
+    for name, x in others.items():
+        x[1, 20] = 21 if name != "stop" else 24
+        assert not make(dataclasses.replace(seen, **{name: x}), blocks).causal[0], name
+    part = {name: getattr(seen, name)[:, 8:] for name in ("start", "stop", "island")}
+    assert not make(dataclasses.replace(seen, **part), blocks).causal[0]
 
 
 def test_rows_are_filled_up_to_whole_blocks_that_nobody_sees() -> None:
