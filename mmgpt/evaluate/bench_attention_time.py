@@ -14,12 +14,15 @@ from mmgpt.core.log import console
 from mmgpt.core.stream import packed_causal
 from mmgpt.evaluate import bench_attention_peers
 from mmgpt.evaluate.bench_attention_peers import Case
-from mmgpt.evaluate.bench_attention_project import MIXES, documents
+from mmgpt.evaluate.bench_attention_project import MIXES, documents, visible_pairs
 from mmgpt.kernels.attention import api
 
 CPU_MIXES = {"4k: 1-2k": (4096, "1-2k"), "16k: 4.1k": (16_384, "4.1k")}
 CPU_HEADS = (2, 1, 64)
 """Query heads, key heads and head dim on CPUs, where the reference needs 4 GB for 16k tokens of two heads."""
+
+DENSE_PEAK = {"H100": 989.0, "H200": 989.0}
+"""TFLOP/s of bfloat16 matmuls without sparsity, by what is in the name of the device."""
 
 Call = Callable[..., jax.Array]
 
@@ -74,7 +77,8 @@ def implementations(case: Case, document: np.ndarray) -> tuple[str, dict[str, Ca
         return ours, found
     if backend == "gpu":
         cudnn = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")  # noqa: E731
-        return "xla", {"xla": named("xla"), "cudnn, causal without documents": cudnn}
+        ours = "pallas_gpu"
+        return ours, {ours: named(ours), "xla": named("xla"), "cudnn, causal without documents": cudnn}
     return "xla", {"xla": named("xla"), "reference": named("reference")}
 
 
@@ -102,8 +106,22 @@ def _measured(case: Case, document: np.ndarray, turns: int) -> dict[str, dict[st
             line[f"{name}, temporary MB"] = None if memory is None else round(memory.temp_size_in_bytes / 1e6, 1)
         if ours in seconds:
             line |= {f"{name} / {ours}": round(s / seconds[ours], 2) for name, s in seconds.items() if name != ours}
+            if jax.default_backend() == "gpu":
+                line |= useful(case, document, phase, seconds[ours])
         lines[phase] = line
     return lines
+
+
+def useful(case: Case, document: np.ndarray, phase: str, seconds: float) -> dict[str, float]:
+    """Operations per second on what is seen: two products a pair forward, and 2.5 times as many backward."""
+    operations = 4 * case.head_dim * case.heads * visible_pairs(document) * (1.0 if phase == "forward" else 3.5)
+    reached = operations / seconds / 1e12
+    line = {"ours, useful TFLOP/s": round(reached, 1)}
+    kind = jax.devices()[0].device_kind
+    for name, peak in DENSE_PEAK.items():
+        if name in kind:
+            line[f"ours, % of {name}'s dense peak"] = round(100.0 * reached / peak, 1)
+    return line
 
 
 def _squares(call: Call) -> Call:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import types
 
 import jax
 import numpy as np
@@ -135,6 +136,18 @@ def test_cpus_are_measured_on_small_rows(monkeypatch, tmp_path) -> None:
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert set(figures) == {"small, forward", "small, forward and backward"}
     assert all(line["reference / xla"] > 0 for line in figures.values())
+
+
+def test_useful_operations_are_those_on_what_is_seen(monkeypatch) -> None:
+    case = Case(implementation="splash", target="gpu", length=6, heads=4, head_dim=8)
+    document = np.array([0, 0, 0, 0, 1, 1], np.int32)  # 10 + 3 pairs
+    forward = bench_attention_time.useful(case, document, "forward", 1e-12)
+    assert forward == {"ours, useful TFLOP/s": 4 * 8 * 4 * 13}
+    chip = types.SimpleNamespace(device_kind="NVIDIA H200")
+    monkeypatch.setattr(bench_attention_time.jax, "devices", lambda: [chip])
+    both = bench_attention_time.useful(case, document, "forward and backward", 1e-9)
+    assert both["ours, useful TFLOP/s"] == round(3.5 * 4 * 8 * 4 * 13 / 1e3, 1)
+    assert both["ours, % of H200's dense peak"] == round(100 * 3.5 * 4 * 8 * 4 * 13 / 1e3 / 989, 1)
 
 
 @pytest.mark.slow

@@ -85,6 +85,7 @@ def attention(
     sinks = None if sinks_H is None else sinks_H.astype(jnp.float32)
     way = _Way(Static(scale, options, interpret), causal)
     if isinstance(plan, Ring):
+        # Queries whose plan is causal in one step see nothing in the others: cuDNN's output of it is all of theirs.
         return ring.attention(Steps(_solve, _gradients, way), q_BTHK, k_BSGK, v_BSGK, plan, bound)
     solved: Any = _attention(way, q_BTHK, k_BSGK, v_BSGK, sinks, plan, bound)
     return solved
