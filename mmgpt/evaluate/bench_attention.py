@@ -104,7 +104,9 @@ def static(case: Case, names: list[str]) -> dict[str, Any]:
         cycles[name] = cycles_of(mine, compiled(mine, "backward").kernels)
         console.print(f"compiling {name}: memory of {LONG} tokens")
         long = compiled(dataclasses.replace(mine, length=LONG), "backward", cycles=False)
-        memory[name] = {"backward, temporary GB": round(long.temp / GIGABYTE, 2), "fits": long.fits}
+        memory[name] = {"forward and backward, temporary GB": round(long.temp / GIGABYTE, 2), "fits": long.fits}
+    if "ours" in names:
+        memory["ours"] |= _of_ours(dataclasses.replace(case, implementation="ours", length=LONG))
     per_block = {
         f"{name}, {phase}": _parts(cycles[name][phase], phase, case, chip) for name in names for phase in PHASES
     }
@@ -116,6 +118,18 @@ def static(case: Case, names: list[str]) -> dict[str, Any]:
         show(table(f"forward and backward, {sequences} row{'s' * (sequences > 1)} a chip, million cycles", rows))
     show(table(f"memory of one row of {LONG} tokens", memory))
     return {"blocks": per_block, "projections": projections, "memory": memory}
+
+
+def _of_ours(case: Case) -> dict[str, float]:
+    """Memory of a long row's backward pass alone and of its plan, and the plan's scalar memory and time."""
+    alone, plan = (compiled(case, phase, cycles=False) for phase in ("backward alone", "plan"))
+    side = case.length // case.block
+    return {
+        "backward alone, temporary GB": round(alone.temp / GIGABYTE, 2),
+        "plan, temporary MB": round(plan.temp / 1e6, 1),
+        "plan, scalar KB": round(4 * (side * side + 2 * side) / 1024, 1),  # the list, bases and first keys
+        "plan, million cycles at most": round(plan.cycles / 1e6, 1),
+    }
 
 
 def _parts(c: Cycles, phase: str, case: Case, chip: Chip) -> dict[str, float]:

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import typing
 from pathlib import Path
 from typing import Any, Literal
 
@@ -24,7 +25,7 @@ import numpy as np
 from mmgpt.core.config import ConfigError
 from mmgpt.core.log import console
 from mmgpt.evaluate import bench_attention_ours, bench_attention_peers
-from mmgpt.evaluate.bench_attention_peers import Case, Program
+from mmgpt.evaluate.bench_attention_peers import Case
 from mmgpt.evaluate.bench_attention_project import Cycles
 from mmgpt.evaluate.kernel_cycles import TARGETS, Kernel, read_all
 
@@ -43,7 +44,8 @@ NAMES = {
 BODIES = {"splash": ("full",), "tokamax": ("full", "edge"), "ours": bench_attention_ours.BODIES}
 """The classes of their bodies, in the order of the program; a class without its own has the last one's."""
 
-Phase = Literal["forward", "backward"]
+Phase = Literal["forward", "backward", "backward alone", "plan"]
+"""A backward pass has the forward pass in it, unless it is alone; only ours has that, and the making of a plan."""
 LOCKED = re.compile(r"ABORTED|already in use|lockfile|libtpu_lockfile", re.IGNORECASE)
 HBM = re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -52,15 +54,16 @@ WAIT_SECONDS, TRY_SECONDS = 600.0, 600.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """`temp` bytes, whether they fit in the chip's memory, and the dump's kernels."""
+    """`temp` bytes, whether they fit in the chip's memory, the dump's kernels, and of a plan at most `cycles`."""
 
     temp: int
     fits: bool
+    cycles: int
     kernels: tuple[Kernel, ...]
 
 
 def compiled(case: Case, phase: Phase, *, cycles: bool = True) -> Compiled:
-    """One program compiled by libtpu; `backward` holds the forward pass too. ConfigError says what is missing."""
+    """One program compiled by libtpu. ConfigError says what is missing."""
     if case.target not in TOPOLOGIES:
         raise ConfigError(f"--target {case.target}: one of {', '.join(TOPOLOGIES)}, or cpu.")
     with tempfile.TemporaryDirectory(prefix="mmgpt-attention-") as folder:
@@ -69,7 +72,7 @@ def compiled(case: Case, phase: Phase, *, cycles: bool = True) -> Compiled:
         environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # what is not compiled is not dumped
         told = _run(case, phase, os.environ | environment)
         kernels = read_all(Path(folder), TARGETS[case.target]) if cycles else ()
-    return Compiled(temp=told["temp"], fits=told["fits"], kernels=kernels)
+    return Compiled(temp=told["temp"], fits=told["fits"], cycles=told.get("cycles", 0), kernels=kernels)
 
 
 def _run(case: Case, phase: Phase, environment: dict[str, str]) -> dict[str, Any]:
@@ -137,12 +140,17 @@ def cycles_of(case: Case, kernels: tuple[Kernel, ...]) -> dict[str, Cycles]:
 # --- the process that compiles
 
 
-def shaped(program: Program, phase: Phase, sharding: Any) -> tuple[Any, list[Any]]:
-    """The function to lower and the shapes of its arguments, on one device."""
-    shapes = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), program.arguments)
+def shaped(case: Case, phase: Phase) -> tuple[Any, list[Any]]:
+    """The function to lower and the shapes of its arguments."""
+    if phase == "plan":
+        return bench_attention_ours.planning(case)
+    if phase == "backward alone":
+        return bench_attention_ours.backward_alone(case)
+    program = PROGRAMS[case.implementation](case)
+    shapes = list(program.arguments)
     if phase == "forward":
-        return program.call, list(shapes)
-    return program.backward, [*shapes, jax.ShapeDtypeStruct(shapes[0].shape, jnp.bfloat16, sharding=sharding)]
+        return program.call, shapes
+    return program.backward, [*shapes, jax.ShapeDtypeStruct(shapes[0].shape, jnp.bfloat16)]
 
 
 def _compile(case: Case, phase: Phase) -> dict[str, Any]:
@@ -151,21 +159,24 @@ def _compile(case: Case, phase: Phase) -> dict[str, Any]:
     topology = topologies.get_topology_desc(platform="tpu", topology_name=TOPOLOGIES[case.target])
     # An Auto axis: the peers were not written for Explicit ones.
     mesh = jax.sharding.Mesh(np.array(topology.devices[:1]), ("x",), axis_types=(jax.sharding.AxisType.Auto,))
-    program = PROGRAMS[case.implementation](case)  # makes arrays, which must lie on a device that is there
+    function, shapes = shaped(case, phase)  # makes arrays, which must lie on a device that is there
+    whole = jax.NamedSharding(mesh, jax.P())
+    arguments = jax.tree.map(lambda s: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=whole), shapes)
     with jax.set_mesh(mesh):
-        function, arguments = shaped(program, phase, jax.NamedSharding(mesh, jax.P()))
         lowered = jax.jit(function).trace(*arguments).lower(lowering_platforms=("tpu",))
         try:
-            memory: Any = lowered.compile().memory_analysis()
+            made = lowered.compile()
+            memory: Any = made.memory_analysis()
         except jax.errors.JaxRuntimeError as e:
             used = HBM.search(str(e))
             if used is None:
                 raise
             number, unit = (used[1], used[2]) if used[1] else (used[3], used[4])
             return {"temp": int(float(number) * UNITS[unit]), "fits": False}
-    return {"temp": memory.temp_size_in_bytes, "fits": True}
+    cycles = bench_attention_ours.at_most(made.as_text() or "", case.length // case.block) if phase == "plan" else 0
+    return {"temp": memory.temp_size_in_bytes, "fits": True, "cycles": cycles}
 
 
 if __name__ == "__main__":
-    told = _compile(Case(**json.loads(sys.argv[1])), "forward" if sys.argv[2] == "forward" else "backward")
+    told = _compile(Case(**json.loads(sys.argv[1])), next(p for p in typing.get_args(Phase) if p == sys.argv[2]))
     sys.stdout.write(json.dumps(told) + "\n")

@@ -1,30 +1,79 @@
-"""Our kernel in `mmgpt bench attention`: the program to compile, and how its parts are told in the dump."""
+"""Our kernels in `mmgpt bench attention`: the programs to compile, and how their parts are told in the dump."""
+
+import re
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from mmgpt.core.stream import packed_causal
+from mmgpt.core.stream import Visibility, packed_causal
 from mmgpt.evaluate.bench_attention_peers import Case, Program
 from mmgpt.kernels.attention import pallas_tpu, plan
+from mmgpt.kernels.attention.logits import Options
 
 FORWARD, BACKWARD = "attention_forward", "attention_backward"
 """Parts of the names that the kernels' `pallas_call`s have."""
 BODIES = ("full", "edge", "mixed")
 """The classes of the kernels' bodies, in the order of the program."""
+ESTIMATE, NEVER = re.compile(r'"estimated_cycles":"(\d+)"'), 10**15
 
 
 def ours(case: Case) -> Program:
-    """`call(q, k, v, plan)` over `q [B, T, H, K]`, `k, v [B, T, G, K]` and the plan of packed documents."""
+    """`call(q, k, v, plan)` over `q [B, H, T, K]`, `k, v [B, G, T, K]`, as the peers have them, and a plan."""
 
     def call(q: jax.Array, k: jax.Array, v: jax.Array, blocks: plan.Plan) -> jax.Array:
-        return pallas_tpu.attention(
-            q, k, v, blocks, scale=case.head_dim**-0.5, soft_cap=None, sinks_H=None, logit_bound=case.bound
-        )[0]
+        q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q, k, v))
+        options = {"scale": case.head_dim**-0.5, "soft_cap": None, "sinks_H": None, "logit_bound": case.bound}
+        return jnp.swapaxes(pallas_tpu.attention(q, k, v, blocks, **options)[0], 1, 2)
 
     def of(heads: int) -> jax.ShapeDtypeStruct:
-        return jax.ShapeDtypeStruct((case.sequences, case.length, heads, case.head_dim), jnp.bfloat16)
+        return jax.ShapeDtypeStruct((case.sequences, heads, case.length, case.head_dim), jnp.bfloat16)
 
-    seen = packed_causal(np.zeros((case.sequences, case.length), np.int32))
-    blocks = jax.eval_shape(lambda seen: plan.make(seen, plan.Blocks(case.block, case.block)), seen)
-    return Program(call, (of(case.heads), of(case.kv_heads), of(case.kv_heads), blocks))
+    return Program(call, (of(case.heads), of(case.kv_heads), of(case.kv_heads), _plan(case)))
+
+
+def backward_alone(case: Case) -> tuple[Any, list[Any]]:
+    """The backward pass from what a layer keeps, in the kernels' layout, and the shapes of what it takes."""
+    G, R, K = case.kv_heads, case.heads // case.kv_heads, case.head_dim
+    N = case.sequences * case.length
+    static = pallas_tpu.Static(Options(soft_cap=None, bounded=case.bound is not None), False)
+
+    def call(q: Any, k: Any, v: Any, blocks: plan.Plan, out: Any, lse: Any, d_out: Any) -> Any:
+        kept = q, k, v, None, blocks, out, lse
+        d_q, d_k, d_v, *_ = pallas_tpu.gradients(static, kept, (d_out, jnp.zeros_like(lse)))
+        return (
+            jnp.swapaxes(d_q, 2, 3),
+            d_k,
+            d_v,
+        )  # as the kernel writes it: what comes next may turn it round on its way
+
+    of_queries, of_keys = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((G, R, N, K), (G, N, K)))
+    sums = jax.ShapeDtypeStruct((G, R, N), jnp.float32)
+    return call, [of_queries, of_keys, of_keys, _plan(case), of_queries, sums, of_queries]
+
+
+def planning(case: Case) -> tuple[Any, list[Any]]:
+    """The making of a plan, and the shapes of the visibility."""
+    blocks = plan.Blocks(case.block, case.block)
+    return lambda seen: plan.make(seen, blocks), [_seen(case)]
+
+
+def at_most(program: str, trips: int) -> int:
+    """Cycles by the compiler's own estimates, were every operation outside the entry in a loop of `trips` turns."""
+    cycles = {True: 0, False: 0}
+    entry = False
+    for line in program.splitlines():
+        if line.rstrip().endswith("{") and not line.startswith(" "):
+            entry = line.startswith("ENTRY")
+        cycles[entry] += sum(int(n) for n in ESTIMATE.findall(line) if int(n) < NEVER)
+    return cycles[True] + trips * cycles[False]
+
+
+def _seen(case: Case) -> Visibility:
+    row = np.zeros((case.sequences, case.length), np.int32)
+    return jax.eval_shape(lambda: jax.tree.map(jnp.asarray, packed_causal(row)))
+
+
+def _plan(case: Case) -> Any:
+    return jax.eval_shape(lambda seen: plan.make(seen, plan.Blocks(case.block, case.block)), _seen(case))

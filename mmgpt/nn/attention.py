@@ -138,8 +138,9 @@ def planned(
     unit = balance.unit(T, ways) if balanced else None
 
     def local(visibility: Visibility) -> Any:
-        sizes = {"heads": heads, "kv_heads": kv_heads, "head_dim": head_dim}
-        return api.plan_for(visibility, **sizes, dropout=dropout, unit=unit, ring=ring)
+        return api.plan_for(
+            visibility, heads=heads, kv_heads=kv_heads, head_dim=head_dim, dropout=dropout, unit=unit, ring=ring
+        )
 
     whole, specs = _sides(visibility)
     return jax.shard_map(local, in_specs=(specs,), out_specs=_each_device(), check_vma=False)(whole)

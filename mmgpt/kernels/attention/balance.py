@@ -206,4 +206,5 @@ def _sides(name: str, batch: Batch) -> tuple[str, str]:
             f"visibility {name!r}: of which of the streams {', '.join(batch.streams)} it is cannot be told; name it as "
             'its stream, or "queries<-keys".'
         )
-    return (next(iter(batch.streams)),) * 2
+    only = next(iter(batch.streams))
+    return only, only

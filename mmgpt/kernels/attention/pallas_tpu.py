@@ -60,13 +60,13 @@ def attention(
     bound = bounded(logit_bound, options)
     if isinstance(bound, bool):
         options, bound = options._replace(bounded=bound), None
-    static = _Static(options, interpret)
+    static = Static(options, interpret)
     factor = jnp.float32(scale * options.query_factor)
     q_GRNK = filled((q_BTHK * factor).astype(q_BTHK.dtype), q_block).reshape(-1, G, R, K).transpose(1, 2, 0, 3)
     k_GMK, v_GMK = (filled(x, k_block).reshape(-1, G, K).transpose(1, 0, 2) for x in (k_BSGK, v_BSGK))
     sinks_GR = None if sinks_H is None else sinks_H.astype(jnp.float32).reshape(G, R)
     if isinstance(plan, Ring):
-        out, lse = ring.attention(Steps(_solve, _gradients, static), q_GRNK, k_GMK, v_GMK, plan, bound)
+        out, lse = ring.attention(Steps(_solve, gradients, static), q_GRNK, k_GMK, v_GMK, plan, bound)
     else:
         solved: Any = _attention(static, q_GRNK, k_GMK, v_GMK, sinks_GR, plan, bound)
         out, lse = solved
@@ -74,17 +74,19 @@ def attention(
     return out, lse.reshape(H, -1).T.reshape(B, -1, H)[:, :T]
 
 
-class _Static(NamedTuple):
+class Static(NamedTuple):
+    """What the kernels are compiled for; `interpret` is what Pallas takes."""
+
     options: Options
     interpret: Any
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _attention(static: _Static, q, k, v, sinks, plan: Plan, bound) -> tuple[jax.Array, jax.Array]:
+def _attention(static: Static, q, k, v, sinks, plan: Plan, bound) -> tuple[jax.Array, jax.Array]:
     return _solve(static, q, k, v, sinks, plan, bound)[0]
 
 
-def _solve(static: _Static, q, k, v, sinks, plan: Plan, bound) -> Any:
+def _solve(static: Static, q, k, v, sinks, plan: Plan, bound) -> Any:
     """`bound`: whether logits are bounded, as the step runs; None where the options say it."""
     start = jnp.zeros(q.shape[:2], jnp.float32) if sinks is None else sinks
 
@@ -100,19 +102,23 @@ def _solve(static: _Static, q, k, v, sinks, plan: Plan, bound) -> Any:
     return (out, lse), (q, k, v, sinks, plan, out, lse)
 
 
-def _gradients(static: _Static, kept: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+def gradients(static: Static, kept: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+    """Those of `q [G, R, N, K]`, `k, v [G, M, K]` and `sinks [G, R]` for those of `out` and `lse [G, R, N]`.
+
+    `kept`: q, k, v, sinks, the plan, out and lse; these two may be over more keys than k.
+    """
     q, k, v, sinks, plan, out, lse = kept
     do, dlse = cotangents
     options = static.options
     di = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - dlse
     log2_sum = jnp.where(jnp.isneginf(lse), UNSEEN, lse * LOG2E)
-    rows = (x[:, :, None] for x in (log2_sum, di))
-    dq, dk, dv = backward(q, k, v, do.astype(v.dtype), *rows, plan, options, static.interpret)
+    log2_sum, di = log2_sum[:, :, None], di[:, :, None]
+    dq, dk, dv = backward(q, k, v, do.astype(v.dtype), log2_sum, di, plan, options, static.interpret)
     seen = jnp.repeat(plan.first_key != NOWHERE, plan.blocks.q)
     dq = jnp.where(seen, dq, 0.0).swapaxes(2, 3) * (1.0 / options.query_factor)
     # A sink's weight in the sum takes from all outputs, and adds to lse.
-    dsinks = None if sinks is None else -jnp.sum(jnp.exp(sinks[:, :, None] - lse) * di, axis=2)
+    dsinks = None if sinks is None else -jnp.sum(jnp.exp(sinks[:, :, None] - lse) * di[:, :, 0], axis=2)
     return dq.astype(q.dtype), dk, dv, dsinks, None, None
 
 
-_attention.defvjp(_solve, _gradients)
+_attention.defvjp(_solve, gradients)

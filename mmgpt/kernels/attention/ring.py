@@ -98,8 +98,8 @@ def _merged(sums: tuple[jax.Array, jax.Array], part: tuple[jax.Array, jax.Array]
     """The sums with another part's; -inf of both stays."""
     lse = jnp.logaddexp(sums[1], part[1])
     finite = jnp.where(jnp.isneginf(lse), 0.0, lse)
-    shares = (jnp.exp(own - finite)[..., None] for own in (sums[1], part[1]))
-    return sum(share * out.astype(jnp.float32) for share, out in zip(shares, (sums[0], part[0]), strict=True)), lse
+    first, second = (jnp.exp(own - finite)[..., None] * out.astype(jnp.float32) for out, own in (sums, part))
+    return first + second, lse
 
 
 def _backward(steps: Steps, kept: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
