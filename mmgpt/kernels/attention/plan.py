@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from mmgpt.core.stream import Visibility
 
 EMPTY, FULL, EDGE, MIXED = 0, 1, 2, 3
-"""Classes: nothing to see; every pair is visible; intervals alone decide; islands or padding have a say too.
+"""Classes: nothing to see; every pair is visible; intervals alone decide; islands or gaps have a say too.
 
 An EMPTY entry stands for a block of queries (or of keys) that has no other, so that its zeros are written.
 """
@@ -234,13 +234,18 @@ def _classes(
     earliest = jnp.min(stop.reshape(rows), axis=2)[:, :, None]
     covered = (latest <= base_BJ[:, None, :]) & (earliest >= base_BJ[:, None, :] + blocks.k)
     key_blocks, query_blocks = key_island.reshape(in_blocks), island.reshape(rows)
-    clean = jnp.all(common, axis=2)[:, None, :]
+    # Intervals alone decide where every island sees all keys, or those that some do not lie behind what anyone asks for
+    # (the padding at the end of a row).
+    furthest = jnp.max(jnp.where(stop > start, stop, jnp.iinfo(jnp.int32).min).reshape(rows), axis=2)[:, :, None]
+    behind = jnp.all(common == (place < ends_BJ[:, :, None]), axis=2)[:, None, :]
+    clean = behind & ((ends_BJ == blocks.k)[:, None, :] | (furthest <= (base_BJ + ends_BJ)[:, None, :]))
     highest = jnp.max(key_blocks, axis=2)[:, None, :]
     single = jnp.all((key_blocks == 0) | (key_blocks == jnp.max(key_blocks, axis=2, keepdims=True)), axis=2)
     same = (jnp.min(query_blocks, axis=2)[:, :, None] == highest) & (
         jnp.max(query_blocks, axis=2)[:, :, None] == highest
     )
-    shared = clean | (single[:, None, :] & same)
+    whole = jnp.all(common, axis=2)[:, None, :]
+    shared = whole | (single[:, None, :] & same)
     klass = jnp.where(covered & shared, FULL, jnp.where(clean, EDGE, MIXED))
     return jnp.where(visited, klass, EMPTY).astype(jnp.int32), base_BJ
 

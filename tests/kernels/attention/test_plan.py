@@ -91,12 +91,25 @@ def moved(seen: Visibility, k_block: int, order: list[int]) -> Visibility:
 
 
 def by_rule(seen: Visibility, blocks: Blocks) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Of every block `[B, T / q, S / k]`: anything is seen, all is seen, every island sees its keys."""
+    """Of every block `[B, T / q, S / k]`: anything is seen, all is seen, no key's island is asked for.
+
+    That is so where every island sees the keys, but for some at the end that lie where all intervals have ended.
+    """
     mask = np.asarray(visible(seen))
     B, T, S = mask.shape
     cut = mask.reshape(B, T // blocks.q, blocks.q, S // blocks.k, blocks.k)
-    common = (seen.key_island == 0).reshape(B, 1, -1, blocks.k).all(axis=3)
-    return cut.any(axis=(2, 4)), cut.all(axis=(2, 4)), np.broadcast_to(common, (B, T // blocks.q, S // blocks.k))
+    asked = (seen.start[:, :, None] <= seen.index[:, None, :]) & (seen.index[:, None, :] < seen.stop[:, :, None])
+    asked = asked.reshape(cut.shape)
+    alone = np.zeros(cut.any(axis=(2, 4)).shape, bool)
+    for b, i, j in np.ndindex(alone.shape):
+        common = seen.key_island[b, j * blocks.k : (j + 1) * blocks.k] == 0
+        first = int(common.sum())  # the place of the first other key, if they are all at the end
+        stops = seen.stop[b, i * blocks.q : (i + 1) * blocks.q]
+        reach = max(stops[stops > seen.start[b, i * blocks.q : (i + 1) * blocks.q]], default=0)
+        behind = seen.index[b, j * blocks.k] + first >= reach
+        alone[b, i, j] = common[:first].all() and (first == blocks.k or behind)
+        assert not alone[b, i, j] or np.array_equal(asked[b, i, :, j], cut[b, i, :, j])
+    return cut.any(axis=(2, 4)), cut.all(axis=(2, 4)), alone
 
 
 def listed(made: Plan, rows: int, *, by_key: bool) -> np.ndarray:
@@ -116,13 +129,13 @@ def listed(made: Plan, rows: int, *, by_key: bool) -> np.ndarray:
 
 def check(seen: Visibility, blocks: Blocks) -> None:
     made = make(seen, blocks)
-    some, every, common = by_rule(seen, blocks)
+    some, every, alone = by_rule(seen, blocks)
     for by_key, axis in ((False, 2), (True, 1)):
         classes = listed(made, seen.start.shape[0], by_key=by_key)
         assert np.array_equal(classes > EMPTY, some)
         assert np.array_equal(classes == FULL, every)
-        assert np.array_equal(classes == EDGE, some & ~every & common)
-        assert np.array_equal(classes == MIXED, some & ~every & ~common)
+        assert np.array_equal(classes == EDGE, some & ~every & alone)
+        assert np.array_equal(classes == MIXED, some & ~every & ~alone)
         # A block of queries (of keys) without another entry has one that is empty, and no other block has any.
         assert np.array_equal((classes == EMPTY).sum(axis=axis), ~some.any(axis=axis))
         check_rows(made, (classes >= 0).sum(axis=axis).reshape(-1), by_key=by_key)
@@ -175,7 +188,7 @@ def test_rows_are_filled_up_to_whole_blocks_that_nobody_sees() -> None:
     made = make(causal(2, 13), Blocks(4, 8))
     assert made.start.shape == (2 * 16,) and made.key_island.shape == (2 * 16,) and made.base.shape == (2 * 2,)
     assert np.asarray(made.key_island).reshape(2, 16)[:, 13:].tolist() == [[-1] * 3] * 2
-    assert listed(made, 2, by_key=False).tolist() == [[[EDGE, -1], [EDGE, -1], [FULL, MIXED], [EDGE, MIXED]]] * 2
+    assert listed(made, 2, by_key=False).tolist() == [[[EDGE, -1], [EDGE, -1], [FULL, EDGE], [EDGE, EDGE]]] * 2
 
 
 def test_too_many_blocks_are_told() -> None:
