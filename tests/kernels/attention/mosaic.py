@@ -46,7 +46,7 @@ SHAPES = (
 """One device's part of every shipped config, and every head dim that the kernels promise."""
 
 
-def compiled(shape: Shape, mesh: jax.sharding.Mesh) -> None:
+def compiled(shape: Shape, mesh: jax.sharding.Mesh, implementation: Any = "pallas_tpu", platform: str = "tpu") -> None:
     """The forward and the backward kernel, with the plan."""
 
     def of(dtype: Any, *sizes: int) -> jax.ShapeDtypeStruct:
@@ -70,13 +70,13 @@ def compiled(shape: Shape, mesh: jax.sharding.Mesh) -> None:
             soft_cap=shape.soft_cap,
             sinks=sinks,
             logit_bound=shape.bound,
-            implementation="pallas_tpu",
+            implementation=implementation,
         )
         return jnp.sum(out, dtype=jnp.float32) + jnp.sum(lse)
 
     with jax.set_mesh(mesh):
         grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))
-        grad.trace(q, k, v, sinks, seen).lower(lowering_platforms=("tpu",)).compile()
+        grad.trace(q, k, v, sinks, seen).lower(lowering_platforms=(platform,)).compile()
 
 
 def ring(chips: list[Any]) -> str:

@@ -1,4 +1,4 @@
-"""The Pallas kernels compile for every TPU that the project names, at the shapes of every shipped config."""
+"""The Pallas kernels compile for every TPU and GPU that the project names, at the shapes of every shipped config."""
 
 import importlib.util
 import os
@@ -11,7 +11,10 @@ import pytest
 from mmgpt import presets
 from mmgpt.models.decoder import Decoder
 from mmgpt.train.run import Run
+from tests.kernels.attention.hopper import GPU_SHAPES
 from tests.kernels.attention.mosaic import SHAPES, TOPOLOGIES
+
+PLUGINS = [name for name in ("jax_cuda12_plugin", "jax_cuda13_plugin") if importlib.util.find_spec(name)]
 
 
 @pytest.mark.slow
@@ -32,6 +35,23 @@ def test_the_kernels_compile(target: str) -> None:
     assert done.stdout.count("compiled in") == len(SHAPES)
     if target == "v5p":  # k and v forward; k, v and their gradients backward: all on their way behind the work
         assert "ring: [(2, 2), (4, 4)]" in done.stdout, done.stdout[-4000:]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not PLUGINS, reason="needs a CUDA plugin of JAX: pip install mmgpt[gpu]")
+def test_the_kernels_compile_for_an_h100() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.kernels.attention.hopper"],
+        env=os.environ | {"JAX_PLATFORMS": "cpu"},
+        cwd=Path(__file__).parents[3],
+        capture_output=True,
+        text=True,
+        timeout=850,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "FAILED" not in done.stdout, done.stdout[-4000:]
+    assert done.stdout.count("compiled in") == len(GPU_SHAPES)
 
 
 def test_every_shipped_decoder_is_among_the_shapes() -> None:
