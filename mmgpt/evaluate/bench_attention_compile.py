@@ -54,11 +54,11 @@ WAIT_SECONDS, TRY_SECONDS = 600.0, 600.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """`temp` bytes, whether they fit in the chip's memory, the dump's kernels, and of a plan at most `cycles`."""
+    """`temp` bytes, whether they fit in the chip's memory, the dump's kernels; a plan's `cycles` without and with islands."""
 
     temp: int
     fits: bool
-    cycles: int
+    cycles: tuple[int, int]
     kernels: tuple[Kernel, ...]
 
 
@@ -72,7 +72,7 @@ def compiled(case: Case, phase: Phase, *, cycles: bool = True) -> Compiled:
         environment["JAX_ENABLE_COMPILATION_CACHE"] = "false"  # what is not compiled is not dumped
         told = _run(case, phase, os.environ | environment)
         kernels = read_all(Path(folder), TARGETS[case.target]) if cycles else ()
-    return Compiled(temp=told["temp"], fits=told["fits"], cycles=told.get("cycles", 0), kernels=kernels)
+    return Compiled(temp=told["temp"], fits=told["fits"], cycles=tuple(told.get("cycles", (0, 0))), kernels=kernels)
 
 
 def _run(case: Case, phase: Phase, environment: dict[str, str]) -> dict[str, Any]:
@@ -173,8 +173,10 @@ def _compile(case: Case, phase: Phase) -> dict[str, Any]:
                 raise
             number, unit = (used[1], used[2]) if used[1] else (used[3], used[4])
             return {"temp": int(float(number) * UNITS[unit]), "fits": False}
-    cycles = bench_attention_ours.at_most(made.as_text() or "", case.length // case.block) if phase == "plan" else 0
-    return {"temp": memory.temp_size_in_bytes, "fits": True, "cycles": cycles}
+    told = {"temp": memory.temp_size_in_bytes, "fits": True}
+    if phase != "plan":
+        return told
+    return told | {"cycles": bench_attention_ours.estimated(made.as_text() or "", case.length // case.block)}
 
 
 if __name__ == "__main__":

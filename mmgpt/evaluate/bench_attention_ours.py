@@ -1,6 +1,7 @@
 """Our kernels in `mmgpt bench attention`: the programs to compile, and how their parts are told in the dump."""
 
 import re
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
@@ -17,6 +18,8 @@ FORWARD, BACKWARD = "attention_forward", "attention_backward"
 BODIES = ("full", "edge", "mixed")
 """The classes of the kernels' bodies, in the order of the program."""
 ESTIMATE, NEVER = re.compile(r'"estimated_cycles":"(\d+)"'), 10**15
+BODY, BRANCHES = re.compile(r"\bbody=(%[\w.-]+)"), re.compile(r"branch_computations=\{([^}]*)\}")
+"""What the compiler says of operations of a program, loops and conditionals."""
 
 
 def ours(case: Case) -> Program:
@@ -59,15 +62,31 @@ def planning(case: Case) -> tuple[Any, list[Any]]:
     return lambda seen: plan.make(seen, blocks), [_seen(case)]
 
 
-def at_most(program: str, trips: int) -> int:
-    """Cycles by the compiler's own estimates, were every operation outside the entry in a loop of `trips` turns."""
-    cycles = {True: 0, False: 0}
-    entry = False
+def estimated(program: str, trips: int) -> tuple[int, int]:
+    """Cycles by the compiler's own estimates, with the cheapest and with the dearest branch of every conditional.
+
+    Every loop counts `trips` turns, which is right for those over blocks of keys, and too many for searches.
+    """
+    own: dict[str, int] = {}
+    bodies: dict[str, list[str]] = {}
+    choices: dict[str, list[list[str]]] = {}
+    name = entry = ""
     for line in program.splitlines():
-        if line.rstrip().endswith("{") and not line.startswith(" "):
-            entry = line.startswith("ENTRY")
-        cycles[entry] += sum(int(n) for n in ESTIMATE.findall(line) if int(n) < NEVER)
-    return cycles[True] + trips * cycles[False]
+        if line.endswith("{") and not line.startswith(" "):
+            words = line.split()
+            name = words[1] if words[0] == "ENTRY" else words[0]
+            entry = name if words[0] == "ENTRY" else entry
+            own[name], bodies[name], choices[name] = 0, [], []
+        elif name:
+            own[name] += sum(int(n) for n in ESTIMATE.findall(line) if int(n) < NEVER)
+            bodies[name] += BODY.findall(line)
+            choices[name] += [found.split(", ") for found in BRANCHES.findall(line)]
+
+    def cost(name: str, choose: Callable[[Iterable[int]], int]) -> int:
+        loops = trips * sum(cost(body, choose) for body in bodies[name])
+        return own[name] + loops + sum(choose([cost(b, choose) for b in found]) for found in choices[name])
+
+    return cost(entry, min), cost(entry, max)
 
 
 def _seen(case: Case) -> Visibility:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from mmgpt.core.config import ConfigError
-from mmgpt.evaluate import bench_attention_compile, bench_attention_time, plan_picture
+from mmgpt.evaluate import bench_attention_compile, bench_attention_ours, bench_attention_time, plan_picture
 from mmgpt.evaluate.bench_attention import bench_attention
 from mmgpt.evaluate.bench_attention_compile import compiled, cycles_of
 from mmgpt.evaluate.bench_attention_peers import Case
@@ -148,6 +148,30 @@ def test_useful_operations_are_those_on_what_is_seen(monkeypatch) -> None:
     both = bench_attention_time.useful(case, document, "forward and backward", 1e-9)
     assert both["ours, useful TFLOP/s"] == round(3.5 * 4 * 8 * 4 * 13 / 1e3, 1)
     assert both["ours, % of H200's dense peak"] == round(100 * 3.5 * 4 * 8 * 4 * 13 / 1e3 / 989, 1)
+
+
+def test_the_cost_of_a_program_is_that_of_its_loops_and_of_one_branch() -> None:
+    program = """
+%body.1 (p: s32[]) -> s32[] {
+  %a = s32[] add(%p, %p), backend_config={"estimated_cycles":"10"}
+}
+
+%near.2 (p: s32[]) -> s32[] {
+  %b = s32[] add(%p, %p), backend_config={"estimated_cycles":"5"}
+}
+
+%far.3 (p: s32[]) -> s32[] {
+  %w = s32[] while(%p), condition=%c.4, body=%body.1
+  %d = s32[] add(%p, %p), backend_config={"estimated_cycles":"9223372036854775807"}
+}
+
+ENTRY %main.5 (p: s32[]) -> s32[] {
+  %e = s32[] add(%p, %p), backend_config={"estimated_cycles":"100"}
+  %w = s32[] while(%p), condition=%c.4, body=%body.1
+  %f = s32[] conditional(%p, %p, %p), branch_computations={%near.2, %far.3}
+}
+"""
+    assert bench_attention_ours.estimated(program, 8) == (100 + 80 + 5, 100 + 80 + 80)
 
 
 @pytest.mark.slow
