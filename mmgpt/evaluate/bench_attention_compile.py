@@ -54,7 +54,10 @@ WAIT_SECONDS, TRY_SECONDS = 600.0, 600.0
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """`temp` bytes, whether they fit in the chip's memory, the dump's kernels; a plan's `cycles` without and with islands."""
+    """`temp` bytes, whether they fit in the chip's memory, the dump's kernels, and the `cycles` of making a plan.
+
+    Of rows without islands, and with them.
+    """
 
     temp: int
     fits: bool
