@@ -33,6 +33,9 @@ MOST_SIDE, LEAST_SIDE = 1024, 128
 MOST_ENTRIES = 16384
 """Entries of a plan's list on a TPU: 64 KB of scalar memory."""
 
+MOST_TURNS = 128
+"""Of the loop over blocks of keys in which a plan is made: 131,072 keys in a TPU's blocks."""
+
 NOWHERE = 1 << 30
 """The base of a block of keys that is all padding: behind every index."""
 
@@ -228,26 +231,42 @@ def _classes(
         return _each_key_block(sees, base_BJ, first_BJ, ends_BJ, blocks.q)
 
     visited = jax.lax.cond(plain, without_gaps, with_gaps)
-    # A block is full when its narrowest query sees all of it, and all its keys are of one island with all queries.
     rows = (B, T // blocks.q, blocks.q)
-    latest = jnp.max(start.reshape(rows), axis=2)[:, :, None]
-    earliest = jnp.min(stop.reshape(rows), axis=2)[:, :, None]
-    covered = (latest <= base_BJ[:, None, :]) & (earliest >= base_BJ[:, None, :] + blocks.k)
-    key_blocks, query_blocks = key_island.reshape(in_blocks), island.reshape(rows)
-    # Intervals alone decide where every island sees all keys, or those that some do not lie behind what anyone asks for
-    # (the padding at the end of a row).
-    furthest = jnp.max(jnp.where(stop > start, stop, jnp.iinfo(jnp.int32).min).reshape(rows), axis=2)[:, :, None]
-    behind = jnp.all(common == (place < ends_BJ[:, :, None]), axis=2)[:, None, :]
-    clean = behind & ((ends_BJ == blocks.k)[:, None, :] | (furthest <= (base_BJ + ends_BJ)[:, None, :]))
-    highest = jnp.max(key_blocks, axis=2)[:, None, :]
-    single = jnp.all((key_blocks == 0) | (key_blocks == jnp.max(key_blocks, axis=2, keepdims=True)), axis=2)
-    same = (jnp.min(query_blocks, axis=2)[:, :, None] == highest) & (
-        jnp.max(query_blocks, axis=2)[:, :, None] == highest
-    )
-    whole = jnp.all(common, axis=2)[:, None, :]
-    shared = whole | (single[:, None, :] & same)
-    klass = jnp.where(covered & shared, FULL, jnp.where(clean, EDGE, MIXED))
+    queries = start.reshape(rows), stop.reshape(rows), island.reshape(rows)
+    full, alone = _kinds(queries, key_island.reshape(in_blocks), common, base_BJ, ends_BJ)
+    klass = jnp.where(full, FULL, jnp.where(alone, EDGE, MIXED))
     return jnp.where(visited, klass, EMPTY).astype(jnp.int32), base_BJ
+
+
+def _kinds(
+    queries: tuple[jax.Array, jax.Array, jax.Array],
+    key_island_BJK: jax.Array,
+    common_BJK: jax.Array,
+    base_BJ: jax.Array,
+    ends_BJ: jax.Array,
+) -> tuple[jax.Array, jax.Array]:
+    """`[B, I, J]` each, of blocks that are visited: every pair is visible; intervals alone decide.
+
+    `queries`: start, stop and island, `[B, I, Q]` each.
+    """
+    start_BIQ, stop_BIQ, island_BIQ = queries
+    k_block = key_island_BJK.shape[2]
+    base, end = base_BJ[:, None, :], (base_BJ + ends_BJ)[:, None, :]
+    whole = jnp.all(common_BJK, axis=2)[:, None, :]
+    # Full: the narrowest query sees all of it, and all its keys are of one island with all queries.
+    latest, earliest = jnp.max(start_BIQ, axis=2)[:, :, None], jnp.min(stop_BIQ, axis=2)[:, :, None]
+    covered = (latest <= base) & (earliest >= base + k_block)
+    highest = jnp.max(key_island_BJK, axis=2, keepdims=True)
+    single = jnp.all((key_island_BJK == 0) | (key_island_BJK == highest), axis=2)[:, None, :]
+    lowest_query, highest_query = (f(island_BIQ, axis=2)[:, :, None] for f in (jnp.min, jnp.max))
+    highest = highest[:, None, :, 0]
+    same = (lowest_query == highest) & (highest_query == highest)
+    # Alone: every island sees all keys, but for some at the end that lie behind what anyone asks for (a row's padding).
+    asked = jnp.where(stop_BIQ > start_BIQ, stop_BIQ, jnp.iinfo(jnp.int32).min)
+    place = jnp.arange(k_block, dtype=jnp.int32)[None, None, :]
+    first = jnp.all(common_BJK == (place < ends_BJ[:, :, None]), axis=2)[:, None, :]
+    behind = jnp.max(asked, axis=2)[:, :, None] <= end
+    return covered & (whole | (single & same)), whole | (first & behind)
 
 
 def _each_key_block(
@@ -259,14 +278,15 @@ def _each_key_block(
 ) -> jax.Array:
     """`[B, T'/q, J]`: whether any query of a block sees something, one block of keys after another.
 
-    Together they would be queries x blocks of keys in memory: 64 MB at 131,072.
+    Together they would be queries x blocks of keys in memory: 64 MB at 131,072. Of many small blocks a turn takes more.
     """
 
     def block(numbers: tuple[jax.Array, ...]) -> jax.Array:
         seen = sees(*(x[:, None] for x in numbers))
         return jnp.any(seen.reshape(seen.shape[0], -1, q_block), axis=2)
 
-    return jnp.moveaxis(jax.lax.map(block, tuple(x.T for x in (base_BJ, first_BJ, ends_BJ))), 0, 2)
+    numbers, many = tuple(x.T for x in (base_BJ, first_BJ, ends_BJ)), base_BJ.shape[1] // MOST_TURNS
+    return jnp.moveaxis(jax.lax.map(block, numbers, batch_size=many if many > 1 else None), 0, 2)
 
 
 def _after(start_BT: jax.Array, base_BJ: jax.Array, next_BJK: jax.Array) -> jax.Array:

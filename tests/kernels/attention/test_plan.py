@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from mmgpt.core.stream import Visibility
+from mmgpt.core.stream import Visibility, packed_causal
 from mmgpt.kernels.attention import plan
 from mmgpt.kernels.attention.cases import causal
 from mmgpt.kernels.attention.plan import EDGE, EMPTY, FULL, MIXED, Blocks, Plan
@@ -182,6 +182,12 @@ def test_causal_rows_are_known_and_nothing_else_is(blocks: Blocks) -> None:
         assert not make(dataclasses.replace(seen, **{name: x}), blocks).causal[0], name
     part = {name: getattr(seen, name)[:, 8:] for name in ("start", "stop", "island")}
     assert not make(dataclasses.replace(seen, **part), blocks).causal[0]
+
+
+def test_many_small_blocks_are_planned_several_at_once() -> None:
+    length = 16 * (2 * plan.MOST_TURNS + 45)
+    document = np.minimum(np.arange(length, dtype=np.int32)[None] // 700, 6)
+    check(packed_causal(np.where(np.arange(length) < length - 100, document, -1)), Blocks(length // 43, 16))
 
 
 def test_rows_are_filled_up_to_whole_blocks_that_nobody_sees() -> None:
