@@ -27,8 +27,13 @@ DENSE_PEAK = {"H100": 989.0, "H200": 989.0}
 Call = Callable[..., jax.Array]
 
 
-def timed(*, heads: int, kv_heads: int, head_dim: int, block: int, turns: int = 5) -> dict[str, dict[str, Any]]:
-    """Seconds of the forward pass and of it with the backward pass, by mix and implementation, taking turns."""
+def timed(
+    *, heads: int, kv_heads: int, head_dim: int, block: int, bound: float | None = None, turns: int = 5
+) -> dict[str, dict[str, Any]]:
+    """Seconds of the forward pass and of it with the backward pass, by mix and implementation, taking turns.
+
+    A plan is made before, as a step makes one for all its layers.
+    """
     cpu = jax.default_backend() == "cpu"
     mixes = CPU_MIXES if cpu else MIXES
     if cpu:
@@ -45,40 +50,50 @@ def timed(*, heads: int, kv_heads: int, head_dim: int, block: int, turns: int = 
             kv_heads=kv_heads,
             head_dim=head_dim,
             block=block,
+            bound=bound,
         )
         rows |= {f"{mix}, {phase}": line for phase, line in _measured(case, document, turns).items()}
     return rows
 
 
-def implementations(case: Case, document: np.ndarray) -> tuple[str, dict[str, Call]]:
-    """Our implementation of this device, and `call(q, k, v)` over `[1, T, heads, K]` of all that there are."""
-    seen = packed_causal(document[None])
+def implementations(case: Case, document: np.ndarray) -> tuple[str, dict[str, tuple[Call, Any]]]:
+    """Our implementation of this device; of all, `call(q, k, v, seen)` over `[1, T, heads, K]`, and what is seen."""
+    visibility = jax.tree.map(jnp.asarray, packed_causal(document[None]))
 
-    def named(name: Any) -> Call:
-        return lambda q, k, v: api.attention(q, k, v, seen, implementation=name)[0]
+    def named(name: Any) -> tuple[Call, Any]:
+        def call(q: jax.Array, k: jax.Array, v: jax.Array, seen: Any) -> jax.Array:
+            return api.attention(q, k, v, seen, logit_bound=case.bound, implementation=name)[0]
 
-    def peer(make: Callable[[Case], bench_attention_peers.Program]) -> Call:
-        program, ids = make(case), jnp.asarray(document[None])
+        def plan(seen: Any) -> Any:
+            return api.plan_for(
+                seen, heads=case.heads, kv_heads=case.kv_heads, head_dim=case.head_dim, implementation=name
+            )
 
-        def call(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
+        return call, jax.jit(plan)(visibility)
+
+    def peer(make: Callable[[Case], bench_attention_peers.Program]) -> tuple[Call, Any]:
+        program = make(case)
+
+        def call(q: jax.Array, k: jax.Array, v: jax.Array, ids: jax.Array) -> jax.Array:
             q, k, v = (jnp.swapaxes(x, 1, 2) for x in (q * case.head_dim**-0.5, k, v))
             return jnp.swapaxes(program.call(q.astype(k.dtype), k, v, ids), 1, 2)
 
-        return call
+        return call, jnp.asarray(document[None])
+
+    def cudnn(q: jax.Array, k: jax.Array, v: jax.Array, _: Any) -> jax.Array:
+        return jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")
 
     backend = jax.default_backend()
     if backend == "tpu":
-        ours = "pallas_tpu"
-        found = {ours: named(ours), "splash": peer(bench_attention_peers.splash)}
+        found = {"pallas_tpu": named("pallas_tpu"), "splash": peer(bench_attention_peers.splash)}
         try:
             found["tokamax"] = peer(bench_attention_peers.tokamax)
         except ConfigError as e:
             console.print(f"without tokamax: {e}")
-        return ours, found
+        return "pallas_tpu", found
     if backend == "gpu":
-        cudnn = lambda q, k, v: jax.nn.dot_product_attention(q, k, v, is_causal=True, implementation="cudnn")  # noqa: E731
-        ours = "pallas_gpu"
-        return ours, {ours: named(ours), "xla": named("xla"), "cudnn, causal without documents": cudnn}
+        others = {"xla": named("xla"), "cudnn, causal without documents": (cudnn, None)}
+        return "pallas_gpu", {"pallas_gpu": named("pallas_gpu")} | others
     return "xla", {"xla": named("xla"), "reference": named("reference")}
 
 
@@ -93,14 +108,14 @@ def _measured(case: Case, document: np.ndarray, turns: int) -> dict[str, dict[st
     lines: dict[str, dict[str, Any]] = {}
     for phase in ("forward", "forward and backward"):
         programs, line = {}, {}
-        for name, call in calls.items():
+        for name, (call, seen) in calls.items():
             function = call if phase == "forward" else jax.grad(_squares(call), argnums=(0, 1, 2))
             try:
-                programs[name] = jax.jit(function).lower(*arrays).compile()
+                programs[name] = jax.jit(function).lower(*arrays, seen).compile(), (*arrays, seen)
             except (jax.errors.JaxRuntimeError, NotImplementedError, ValueError) as e:
                 line[f"{name}, failed"] = str(e).splitlines()[0][:80]  # what one lacks must not end the others
-        seconds = _seconds(programs, arrays, turns)
-        for name, program in programs.items():
+        seconds = _seconds(programs, turns)
+        for name, (program, _) in programs.items():
             memory: Any = program.memory_analysis()
             line[f"{name}, ms"] = round(1e3 * seconds[name], 2)
             line[f"{name}, temporary MB"] = None if memory is None else round(memory.temp_size_in_bytes / 1e6, 1)
@@ -125,16 +140,16 @@ def useful(case: Case, document: np.ndarray, phase: str, seconds: float) -> dict
 
 
 def _squares(call: Call) -> Call:
-    return lambda q, k, v: jnp.sum(call(q, k, v).astype(jnp.float32) ** 2)
+    return lambda q, k, v, seen: jnp.sum(call(q, k, v, seen).astype(jnp.float32) ** 2)
 
 
-def _seconds(programs: dict[str, Any], arrays: list[jax.Array], turns: int) -> dict[str, float]:
+def _seconds(programs: dict[str, tuple[Any, tuple[Any, ...]]], turns: int) -> dict[str, float]:
     """Medians; the programs take turns, so that all meet the same load."""
     taken: dict[str, list[float]] = {name: [] for name in programs}
     for turn in range(turns + 1):
-        for name, program in programs.items():
+        for name, (program, arguments) in programs.items():
             begin = time.perf_counter()
-            jax.block_until_ready(program(*arrays))
+            jax.block_until_ready(program(*arguments))
             if turn:  # the first one warms up
                 taken[name].append(time.perf_counter() - begin)
     return {name: statistics.median(values) for name, values in taken.items()}
