@@ -53,6 +53,12 @@ class Mesh:
             return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=explicit, devices=devices)
 
 
+def device_kind() -> str:
+    """The kind of the current mesh's devices ("TPU v5", "TPU v6 lite", "NVIDIA H100 ..."), where they are known."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.devices()[0].device_kind if device is None else device.device_kind
+
+
 def platform() -> str:
     """What the current mesh's devices are ("cpu", "gpu", "tpu"), also in a program for devices that are not here."""
     device = jax.sharding.get_abstract_mesh().abstract_device

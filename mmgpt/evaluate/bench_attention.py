@@ -10,6 +10,7 @@ from mmgpt.core.config import ConfigError
 from mmgpt.core.log import check_writable, console, show, table, write_json
 from mmgpt.evaluate import bench_attention_project
 from mmgpt.evaluate.bench_attention_compile import TOPOLOGIES, compiled, cycles_of
+from mmgpt.evaluate.bench_attention_ours import side
 from mmgpt.evaluate.bench_attention_peers import Case
 from mmgpt.evaluate.bench_attention_project import MIXES, Cycles, Visits, projected
 from mmgpt.evaluate.kernel_cycles import TARGETS, Chip
@@ -17,6 +18,8 @@ from mmgpt.evaluate.plan_picture import picture_of
 from mmgpt.kernels.attention.plan import Blocks
 
 LONG = 131_072
+BLOCK = 1024
+"""Of the peers, and of a picture."""
 PHASES = ("forward", "backward")
 GIGABYTE = 1e9
 DEVICES = ("accel*", "vfio/[0-9]*", "nvidia[0-9]*")
@@ -27,7 +30,7 @@ def bench_attention(
     head_dim: int = 128,
     heads: int = 32,
     kv_heads: int = 8,
-    block: int = 1024,
+    block: int | None = None,
     bound: float | None = None,
     tokamax: bool = True,
     picture: Path | None = None,
@@ -43,24 +46,24 @@ def bench_attention(
         head_dim: of the heads.
         heads: query heads.
         kv_heads: heads of keys and values.
-        block: queries and keys of a block, ours and the peers'.
+        block: queries and keys of a block; by default 1,024 for the peers, and what it chooses for each row for ours.
         bound: of the logits, which stands for the running maximum where an implementation takes one.
         tokamax: compare with tokamax too, which the extra `bench` installs on Python 3.12.
         picture: write the plan of one mix as a PNG, and do nothing else.
         picture_mix: which one.
         json: write the figures.
     """
-    if min(head_dim, heads, kv_heads, block) < 1 or heads % kv_heads or block % 128:
+    if min(head_dim, heads, kv_heads, block or 1) < 1 or heads % kv_heads or (block or 128) % 128:
         raise ConfigError("--heads must be a multiple of --kv-heads, --block of 128, and all at least 1.")
     for path in (picture, json):
         if path is not None:
             check_writable(path)
     if picture is not None:
-        return _picture(picture_mix, block, picture)
+        return _picture(picture_mix, block or BLOCK, picture)
     if target == "cpu" or _accelerated():
         from mmgpt.evaluate.bench_attention_time import timed
 
-        figures = timed(heads=heads, kv_heads=kv_heads, head_dim=head_dim, block=block, bound=bound)
+        figures = timed(heads=heads, kv_heads=kv_heads, head_dim=head_dim, block=block or BLOCK, bound=bound)
         show(table(f"attention, {jax.default_backend()}", figures))
     else:
         if target not in TOPOLOGIES:
@@ -72,10 +75,10 @@ def bench_attention(
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            block=block,
+            block=block or BLOCK,
             bound=bound,
         )
-        figures = static(case, names)
+        figures = static(case, names, {length: block or side(case, length) for length, _ in MIXES.values()})
     if json is not None:
         write_json(json, figures)
 
@@ -95,13 +98,19 @@ def _picture(mix: str, block: int, path: Path) -> None:
     console.print(f"wrote {path}")
 
 
-def static(case: Case, names: list[str]) -> dict[str, Any]:
-    """Cycles of each implementation's parts, projections for all mixes, and the memory of a long row."""
-    chip, cycles, memory = TARGETS[case.target], {}, {}
+def static(case: Case, names: list[str], sides: dict[int, int]) -> dict[str, Any]:
+    """Cycles of each implementation's parts, projections for all mixes, and the memory of a long row.
+
+    `sides` of our blocks by the length of a row.
+    """
+    chip, memory = TARGETS[case.target], {}
+    cycles: dict[tuple[str, int], dict[str, Cycles]] = {}
     for name in names:
-        mine = dataclasses.replace(case, implementation=name)
         console.print(f"compiling {name} for {case.target}, head dim {case.head_dim}")
-        cycles[name] = cycles_of(mine, compiled(mine, "backward").kernels)
+        for block in sorted(set(sides.values())) if name == "ours" else [case.block]:
+            one = dataclasses.replace(case, implementation=name, block=block)
+            cycles[name, block] = cycles_of(one, compiled(one, "backward").kernels)
+        mine = dataclasses.replace(case, implementation=name, block=sides[LONG] if name == "ours" else case.block)
         console.print(f"compiling {name}: memory of {LONG} tokens")
         try:
             long = compiled(dataclasses.replace(mine, length=LONG), "backward", cycles=False)
@@ -113,14 +122,19 @@ def static(case: Case, names: list[str]) -> dict[str, Any]:
             continue
         memory[name] = {"forward and backward, temporary GB": round(long.temp / GIGABYTE, 2), "fits": long.fits}
     if "ours" in names:
-        memory["ours"] |= _of_ours(dataclasses.replace(case, implementation="ours", length=LONG))
+        memory["ours"] |= _of_ours(dataclasses.replace(case, implementation="ours", length=LONG, block=sides[LONG]))
     per_block = {
-        f"{name}, {phase}": _parts(cycles[name][phase], phase, case, chip) for name in names for phase in PHASES
+        f"{name}, {block} x {block}, {phase}": _parts(found[phase], phase, case.head_dim, block, chip)
+        for (name, block), found in cycles.items()
+        for phase in PHASES
     }
-    show(table(f"cycles of a block of {case.block} x {case.block}, {case.target}, head dim {case.head_dim}", per_block))
+    show(table(f"cycles of a block, {case.target}, head dim {case.head_dim}", per_block))
     projections = {}
     for sequences in (1, 2):
-        rows = {mix: _mix(mix, cycles, case, chip, sequences) for mix in MIXES}
+        rows = {}
+        for mix, (length, _) in MIXES.items():
+            mine = {name: c for (name, block), c in cycles.items() if name != "ours" or block == sides[length]}
+            rows[mix] = _mix(mix, mine, case, sides[length], sequences)
         projections[f"{sequences} a chip"] = rows
         show(table(f"forward and backward, {sequences} row{'s' * (sequences > 1)} a chip, million cycles", rows))
     show(table(f"memory of one row of {LONG} tokens", memory))
@@ -140,23 +154,25 @@ def _of_ours(case: Case) -> dict[str, float]:
     }
 
 
-def _parts(c: Cycles, phase: str, case: Case, chip: Chip) -> dict[str, float]:
+def _parts(c: Cycles, phase: str, head_dim: int, block: int, chip: Chip) -> dict[str, float]:
     """Parts in cycles, and the share of the peak that a full block's useful work is of its body."""
     matmuls = {"forward": 2, "backward": 5}[phase]
-    flops = 2.0 * matmuls * case.block**2 * case.head_dim * c.heads
+    flops = 2.0 * matmuls * block**2 * head_dim * c.heads
     named = {"full": c.full, "edge": c.edge, "mixed": c.mixed, "step": c.step, "row": c.row}
     return {name: round(value) for name, value in named.items()} | {
         "% of a core's peak": round(100 * flops / (c.full * chip.flops_per_cycle), 1)
     }
 
 
-def _mix(mix: str, cycles: dict[str, dict[str, Cycles]], case: Case, chip: Chip, sequences: int) -> dict[str, float]:
-    """Blocks, million cycles of each implementation, useful work against the chip's peak, and ratios to ours."""
+def _mix(mix: str, cycles: dict[str, dict[str, Cycles]], case: Case, side: int, sequences: int) -> dict[str, float]:
+    """Our blocks of `side` and those of the causal half, million cycles of each implementation, useful work against the
+    chip's peak, and ratios to ours."""
+    chip = TARGETS[case.target]
     length, kind = MIXES[mix]
     document = bench_attention_project.documents(length, kind)
-    made = bench_attention_project.planned(document, Blocks(case.block, case.block))
-    ours = bench_attention_project.visits(made)
+    ours = bench_attention_project.visits(bench_attention_project.planned(document, Blocks(side, side)))
     every = bench_attention_project.causal(length, case.block)
+    made = bench_attention_project.planned(document, Blocks(case.block, case.block))
     overlapping = bench_attention_project.by_segments(made)
     seen: dict[str, dict[str, Visits]] = {
         "ours": ours,
@@ -166,7 +182,8 @@ def _mix(mix: str, cycles: dict[str, dict[str, Cycles]], case: Case, chip: Chip,
     useful = bench_attention_project.useful_flops(
         document, heads=case.heads, head_dim=case.head_dim, sequences=sequences
     )
-    line: dict[str, float] = {"causal": every.blocks, "visited": ours["forward"].blocks}
+    causal = bench_attention_project.causal(length, side)
+    line: dict[str, float] = {"our blocks": side, "causal": causal.blocks, "visited": ours["forward"].blocks}
     total = {}
     for name, passes in cycles.items():
         total[name] = 0.0

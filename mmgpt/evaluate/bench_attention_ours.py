@@ -17,9 +17,17 @@ FORWARD, BACKWARD = "attention_forward", "attention_backward"
 """Parts of the names that the kernels' `pallas_call`s have."""
 BODIES = ("full", "edge", "mixed")
 """The classes of the kernels' bodies, in the order of the program."""
+KINDS = {"v5p": "TPU v5", "v5e": "TPU v5 lite", "v6e": "TPU v6 lite", "v7x": "TPU7x"}
+"""What JAX calls the targets."""
 ESTIMATE, NEVER = re.compile(r'"estimated_cycles":"(\d+)"'), 10**15
 BODY, BRANCHES = re.compile(r"\bbody=(%[\w.-]+)"), re.compile(r"branch_computations=\{([^}]*)\}")
 """What the compiler says of operations of a program, loops and conditionals."""
+
+
+def side(case: Case, length: int) -> int:
+    """Queries and keys of the kernels' blocks in rows of `length`, where nobody says otherwise."""
+    R = case.heads // case.kv_heads
+    return max(pallas_tpu.blocks(length, length, R, case.head_dim, KINDS[case.target]))
 
 
 def ours(case: Case) -> Program:

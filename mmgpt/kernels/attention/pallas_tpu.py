@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from mmgpt.dist.mesh import device_kind
 from mmgpt.kernels.attention import ring
 from mmgpt.kernels.attention.logits import LOG2E, UNSEEN, Options, bounded, filled
 from mmgpt.kernels.attention.pallas_tpu_backward import backward
@@ -18,18 +19,26 @@ from mmgpt.kernels.attention.ring import Ring, Steps
 
 STEP_ROWS = 8192
 """Queries of all heads in one step: their float32 sums take 4 MB of VMEM at a head dim of 128."""
+SMALL_SIDE, SMALL_UNITS = 512, ("TPU v4", "TPU v5")
+"""Blocks that keep matrix units of 128 x 128 busy, and the TPUs that have such."""
 
 
-def blocks(T: int, S: int, R: int, K: int) -> Blocks:
-    """Blocks for T queries and S keys of R query heads to a key head.
+def blocks(T: int, S: int, R: int, K: int, kind: str | None = None) -> Blocks:
+    """Blocks for T queries and S keys, R query heads of K numbers to a key head, on a `kind` of TPU, by default this.
 
-    At most 1,024 a side: larger ones visit more that is not seen, and gain nothing (docs/attention.md). Short rows get
-    smaller ones; rows whose list would not fit in 64 KB larger ones.
+    Small ones visit less that nobody sees, large ones keep the matrix units busy (docs/attention.md): 512 a side for
+    those of a v4 or v5, 1,024 for larger ones. Short rows get smaller ones; rows whose list would not fit in 64 KB
+    larger ones.
     """
-    k = side(S, MOST_SIDE)
-    q = side(T, max(LANES, min(MOST_SIDE, STEP_ROWS * 128 // (R * max(K, 128)))))
+    kind = device_kind() if kind is None else kind
+    most = SMALL_SIDE if kind.startswith(SMALL_UNITS) and K <= LANES else MOST_SIDE
+    room = max(LANES, min(MOST_SIDE, STEP_ROWS * LANES // (R * max(K, LANES))))
+    q, k = side(T, min(most, room)), side(S, most)
     while -(-T // q) * -(-S // k) > MOST_ENTRIES:
-        k *= 2
+        if q <= k and 2 * q <= room:
+            q *= 2
+        else:
+            k *= 2
     return Blocks(q, k)
 
 

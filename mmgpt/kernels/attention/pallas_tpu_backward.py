@@ -158,20 +158,21 @@ class _Block(NamedTuple):
         self.dk[...] += product(ds, q, 1, 0)
         self.dq[r, :, here] += product(self.kt[...], ds, 1, 0)
 
-    def visit(self, klass: int, r: jax.Array) -> None:
+    def visit(self, klass: int, heads: list[jax.Array]) -> None:
         width = self.q.shape[2]
         if klass == FULL:
-            for here in chunks(width, CHUNK):
-                self.differentiate(*self.weights(klass, r, here), r, here)
+            for r in heads:
+                for here in chunks(width, CHUNK):
+                    self.differentiate(*self.weights(klass, r, here), r, here)
             return
         # Masked weights are made one chunk ahead: the other four products then never wait for a mask.
-        columns = chunks(width, self.waiting.shape[2])
-        self.waiting[0], slope = self.weights(klass, r, columns[0])
-        for i, here in enumerate(columns):
+        parts = [(r, here) for r in heads for here in chunks(width, self.waiting.shape[2])]
+        self.waiting[0], slope = self.weights(klass, *parts[0])
+        for i, part in enumerate(parts):
             following = None
-            if i + 1 < len(columns):
-                self.waiting[(i + 1) % 2], following = self.weights(klass, r, columns[i + 1])
-            self.differentiate(self.waiting[i % 2], slope, r, here)
+            if i + 1 < len(parts):
+                self.waiting[(i + 1) % 2], following = self.weights(klass, *parts[i + 1])
+            self.differentiate(self.waiting[i % 2], slope, *part)
             slope = following
 
 
@@ -193,7 +194,7 @@ def _kernel(*refs: Any, options: Options) -> None:
         dv_sum[...] = jnp.zeros_like(dv_sum)
 
     def work() -> None:
-        each_class(klass, mask, key_island, q.shape[1], block.visit)
+        each_class(klass, mask, key_island, q.shape[1], q.shape[2], block.visit)
 
     _around(_Ring(dq, slots, state, loaded, written, first_key), entries, work)
 

@@ -24,6 +24,8 @@ LANES = 128
 VMEM_LIMIT = 60 * 2**20
 BOUNDED_CHUNK, ONLINE_CHUNK = 256, 512
 """Queries whose logits are made ahead of being weighed: the fastest of 128 to 1,024 by the schedules of v5p and v7x."""
+TOGETHER = 2048
+"""Queries of the heads that share a schedule, at most: more gain nothing, and spill registers."""
 
 
 class Mask(NamedTuple):
@@ -63,6 +65,11 @@ def ends(entries: Any) -> tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.
 def each_head(heads: int, body: Any) -> None:
     """`body(head)` for every head, one after another."""
     jax.lax.fori_loop(0, heads, lambda r, _: body(r), None)
+
+
+def together(heads: int, width: int) -> int:
+    """Heads that share a schedule: what one waits for is hidden behind another's products."""
+    return next(n for n in (4, 2, 1) if heads % n == 0 and (n == 1 or n * width <= TOGETHER))
 
 
 def chunks(width: int, chunk: int) -> list[Any]:
@@ -162,17 +169,18 @@ class _Block(NamedTuple):
         self.sums[r, :, here] = total + jnp.sum(p, axis=0, keepdims=True)
         self.acc[r, :, here] = seen + product(self.vt[0], p.astype(self.vt.dtype), 1, 0)
 
-    def attend(self, klass: int, r: jax.Array) -> None:
+    def attend(self, klass: int, heads: list[jax.Array]) -> None:
         if self.options.bounded and klass == FULL:
-            whole = slice(None)
-            return self.weigh(self.logits(klass, r, whole), r, whole, None)
+            for r in heads:
+                self.weigh(self.logits(klass, r, slice(None)), r, slice(None), None)
+            return
         # The next chunk's logits are asked for before this one's are weighed, so that the MXU always has a product
         # that waits for no maximum and no mask.
-        columns = chunks(self.q.shape[2], self.waiting.shape[2])
-        highest = self.ask(klass, r, columns[0], 0)
-        for i, here in enumerate(columns):
-            following = self.ask(klass, r, columns[i + 1], (i + 1) % 2) if i + 1 < len(columns) else None
-            self.weigh(self.waiting[i % 2], r, here, highest)
+        parts = [(r, here) for r in heads for here in chunks(self.q.shape[2], self.waiting.shape[2])]
+        highest = self.ask(klass, *parts[0], 0)
+        for i, part in enumerate(parts):
+            following = self.ask(klass, *parts[i + 1], (i + 1) % 2) if i + 1 < len(parts) else None
+            self.weigh(self.waiting[i % 2], *part, highest)
             highest = following
 
     def finish(self, out: Any, lse: Any, r: jax.Array) -> None:
@@ -183,15 +191,16 @@ class _Block(NamedTuple):
         lse[0, r] = jnp.where(empty, -jnp.inf, (jnp.log2(total) + shift) * (1.0 / LOG2E))
 
 
-def each_class(klass: jax.Array, mask: Mask, key_island: Any, heads: int, body: Any) -> None:
-    """`body(class, head)` for all heads, compiled for each class of blocks by itself."""
+def each_class(klass: jax.Array, mask: Mask, key_island: Any, heads: int, width: int, body: Any) -> None:
+    """`body(class, some heads)` until all heads are done, compiled for each class of blocks by itself."""
+    many = together(heads, width)
     for each in (FULL, EDGE, MIXED):
 
         @pl.when(klass == each)
         def _(each: int = each) -> None:
             if each == MIXED:
                 mask.fill(key_island)
-            each_head(heads, functools.partial(body, each))
+            each_head(heads // many, lambda n: body(each, [n * many + i for i in range(many)]))
 
 
 def _kernel(*refs: Any, options: Options) -> None:
@@ -201,7 +210,7 @@ def _kernel(*refs: Any, options: Options) -> None:
     mask = Mask(start, stop, island, keys)
     block = _Block(q, k, vt, mask, base[key_block], acc, high, sums, waiting, options)
     pl.when(begins)(lambda: block.begin(sinks))
-    each_class(klass, mask, key_island, q.shape[1], block.attend)
+    each_class(klass, mask, key_island, q.shape[1], q.shape[2], block.attend)
     pl.when(finishes)(lambda: each_head(q.shape[1], functools.partial(block.finish, out, lse)))
 
 
