@@ -10,7 +10,7 @@ from mmgpt.core.config import ConfigError
 from mmgpt.core.log import check_writable, console, show, table, write_json
 from mmgpt.evaluate import bench_attention_project
 from mmgpt.evaluate.bench_attention_compile import TOPOLOGIES, compiled, cycles_of
-from mmgpt.evaluate.bench_attention_ours import side
+from mmgpt.evaluate.bench_attention_ours import BACKWARD, cores, side
 from mmgpt.evaluate.bench_attention_peers import Case
 from mmgpt.evaluate.bench_attention_project import MIXES, Cycles, Visits, projected
 from mmgpt.evaluate.kernel_cycles import TARGETS, Chip
@@ -142,10 +142,13 @@ def static(case: Case, names: list[str], sides: dict[int, int]) -> dict[str, Any
 
 
 def _of_ours(case: Case) -> dict[str, float]:
-    """Memory of a long row's backward pass alone and of its plan, and the plan's scalar memory and time."""
+    """Cores that one row keeps busy, memory of its backward pass alone and of its plan, the plan's scalars and time."""
     alone, plan = (compiled(case, phase, cycles=False) for phase in ("backward alone", "plan"))
+    short = dataclasses.replace(case, length=8 * case.block)
+    kernels = compiled(short, "fixed grid").kernels
     side = case.length // case.block
     return {
+        "cores at work backward": round(cores(short, next(k for k in kernels if BACKWARD in k.name)), 2),
         "backward alone, temporary GB": round(alone.temp / GIGABYTE, 2),
         "plan, temporary MB": round(plan.temp / 1e6, 1),
         "plan, scalar KB": round(4 * (side * side + 2 * side) / 1024, 1),  # the list, bases and first keys

@@ -44,8 +44,8 @@ NAMES = {
 BODIES = {"splash": ("full",), "tokamax": ("full", "edge"), "ours": bench_attention_ours.BODIES}
 """The classes of their bodies, in the order of the program; a class without its own has the last one's."""
 
-Phase = Literal["forward", "backward", "backward alone", "plan"]
-"""A backward pass has the forward pass in it, unless it is alone; only ours has that, and the making of a plan."""
+Phase = Literal["forward", "backward", "backward alone", "fixed grid", "plan"]
+"""A backward pass has the forward pass in it, unless it is alone; all but the first two are ours."""
 LOCKED = re.compile(r"ABORTED|already in use|lockfile|libtpu_lockfile", re.IGNORECASE)
 HBM = re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -149,6 +149,8 @@ def shaped(case: Case, phase: Phase) -> tuple[Any, list[Any]]:
         return bench_attention_ours.planning(case)
     if phase == "backward alone":
         return bench_attention_ours.backward_alone(case)
+    if phase == "fixed grid":
+        return bench_attention_ours.fixed_grid(case)
     program = PROGRAMS[case.implementation](case)
     shapes = list(program.arguments)
     if phase == "forward":

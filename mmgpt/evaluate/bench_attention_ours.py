@@ -1,5 +1,6 @@
 """Our kernels in `mmgpt bench attention`: the programs to compile, and how their parts are told in the dump."""
 
+import dataclasses
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -8,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import Visibility, packed_causal
 from mmgpt.evaluate.bench_attention_peers import Case, Program
+from mmgpt.evaluate.kernel_cycles import Kernel
 from mmgpt.kernels.attention import pallas_tpu, plan
 from mmgpt.kernels.attention.logits import Options
 
@@ -62,6 +65,29 @@ def backward_alone(case: Case) -> tuple[Any, list[Any]]:
     of_queries, of_keys = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((G, R, N, K), (G, N, K)))
     sums = jax.ShapeDtypeStruct((G, R, N), jnp.float32)
     return call, [of_queries, of_keys, of_keys, _plan(case), of_queries, sums, of_queries]
+
+
+def fixed_grid(case: Case) -> tuple[Any, list[Any]]:
+    """`backward_alone` with as many steps as a causal row has, a number of the program: the dump then has it too."""
+    call, shapes = backward_alone(case)
+
+    def fixed(q: Any, k: Any, v: Any, blocks: plan.Plan, out: Any, lse: Any, d_out: Any) -> Any:
+        count: Any = [_steps(case)]
+        return call(q, k, v, dataclasses.replace(blocks, count_by_key=count), out, lse, d_out)
+
+    return fixed, shapes
+
+
+def cores(case: Case, kernel: Kernel) -> float:
+    """Cores of a chip among which the compiler shares out the steps of `fixed_grid`."""
+    if kernel.steps is None:
+        raise ConfigError(f"{kernel.name}: the dump of {case} does not tell the steps of a core.")
+    return case.kv_heads * _steps(case) / kernel.steps
+
+
+def _steps(case: Case) -> int:
+    side = case.length // case.block
+    return side * (side + 1) // 2
 
 
 def planning(case: Case) -> tuple[Any, list[Any]]:
