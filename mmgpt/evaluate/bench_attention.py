@@ -39,22 +39,24 @@ def bench_attention(
 ) -> None:
     """Compiles attention for a TPU ahead of time and tells the cycles of a block, and of whole rows of documents.
 
-    Where there is an accelerator, and with `--target cpu`, the time of each implementation is measured instead.
+    Where there is an accelerator, and with `--target cpu`, the time of each implementation is measured instead; on CPUs
+    of two heads over one of 64 numbers, whatever the flags say.
 
     Args:
         target: v5p, v5e, v6e or v7x, which libtpu compiles for on any machine; cpu.
         head_dim: of the heads.
         heads: query heads.
         kv_heads: heads of keys and values.
-        block: queries and keys of a block; by default 1,024 for the peers, and what it chooses for each row for ours.
+        block: queries and keys of a block; by default 1,024 for the peers, and for ours what fits each row.
         bound: of the logits, which stands for the running maximum where an implementation takes one.
         tokamax: compare with tokamax too, which the extra `bench` installs on Python 3.12.
         picture: write the plan of one mix as a PNG, and do nothing else.
         picture_mix: which one.
         json: write the figures.
     """
-    if min(head_dim, heads, kv_heads, block or 1) < 1 or heads % kv_heads or (block or 128) % 128:
-        raise ConfigError("--heads must be a multiple of --kv-heads, --block of 128, and all at least 1.")
+    _check(target, head_dim, heads, kv_heads, block, bound)
+    if picture is not None and (json is not None or picture.suffix != ".png"):
+        raise ConfigError(f"--picture {picture}: a file of the name *.png, alone; run again for --json.")
     for path in (picture, json):
         if path is not None:
             check_writable(path)
@@ -63,11 +65,9 @@ def bench_attention(
     if target == "cpu" or _accelerated():
         from mmgpt.evaluate.bench_attention_time import timed
 
-        figures = timed(heads=heads, kv_heads=kv_heads, head_dim=head_dim, block=block or BLOCK, bound=bound)
+        figures = timed(heads=heads, kv_heads=kv_heads, head_dim=head_dim, block=block, bound=bound)
         show(table(f"attention, {jax.default_backend()}", figures))
     else:
-        if target not in TOPOLOGIES:
-            raise ConfigError(f"--target {target}: one of {', '.join(TOPOLOGIES)}, or cpu.")
         names = ["splash", *(["tokamax"] if tokamax else []), "ours"]
         case = Case(
             implementation="splash",
@@ -81,6 +81,19 @@ def bench_attention(
         figures = static(case, names, {length: block or side(case, length) for length, _ in MIXES.values()})
     if json is not None:
         write_json(json, figures)
+
+
+def _check(target: str, head_dim: int, heads: int, kv_heads: int, block: int | None, bound: float | None) -> None:
+    if target not in (*TOPOLOGIES, "cpu"):
+        raise ConfigError(f"--target {target}: one of {', '.join(TOPOLOGIES)}, or cpu.")
+    if not 8 <= head_dim <= 256 or head_dim % 8:
+        raise ConfigError(f"--head-dim {head_dim}: a multiple of 8 up to 256.")
+    if heads < 1 or kv_heads < 1 or heads % kv_heads:
+        raise ConfigError(f"--heads {heads} must be a multiple of --kv-heads {kv_heads}, and both at least 1.")
+    if block is not None and (block % 128 or not 128 <= block <= 2048):
+        raise ConfigError(f"--block {block}: a multiple of 128 up to 2,048.")
+    if bound is not None and not 0.0 < bound < float("inf"):
+        raise ConfigError(f"--bound {bound}: what no logit passes, a number above 0.")
 
 
 def _accelerated() -> bool:

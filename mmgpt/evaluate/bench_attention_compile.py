@@ -87,7 +87,9 @@ def _run(case: Case, phase: Phase, environment: dict[str, str]) -> dict[str, Any
                 command, env=environment, capture_output=True, text=True, timeout=TRY_SECONDS, check=False
             )
         except subprocess.TimeoutExpired as e:
-            raise ConfigError(f"{case}: not compiled in {TRY_SECONDS:.0f} s; try a shorter --length.") from e
+            raise ConfigError(
+                f"{case}: not compiled in {TRY_SECONDS:.0f} s; try a smaller --block or fewer --heads."
+            ) from e
         if done.returncode == 0:
             return json.loads(done.stdout.splitlines()[-1])
         if not LOCKED.search(done.stderr):

@@ -30,7 +30,7 @@ BODY, BRANCHES = re.compile(r"\bbody=(%[\w.-]+)"), re.compile(r"branch_computati
 def side(case: Case, length: int) -> int:
     """Queries and keys of the kernels' blocks in rows of `length`, where nobody says otherwise."""
     R = case.heads // case.kv_heads
-    return max(pallas_tpu.blocks(length, length, R, case.head_dim, KINDS[case.target]))
+    return max(pallas_tpu.blocks(length, length, R, case.head_dim, kind=KINDS[case.target]))
 
 
 def ours(case: Case) -> Program:

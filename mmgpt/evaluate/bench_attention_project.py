@@ -33,15 +33,13 @@ lognormal a median of 1.1k with sigma 1.5, at most 65k; the last document is cut
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Cycles:
-    """Of one pass: bodies by class, what every step costs, what a row of blocks costs, and a skipped step (`step` where
-    None); a step handles `heads` query heads."""
+    """Of one pass: bodies by class, what every step costs, what a row of blocks costs; a step handles `heads` heads."""
 
     full: float
     edge: float
     mixed: float
     step: float
     row: float
-    skip: float | None = None
     heads: int = 1
 
 
@@ -119,8 +117,7 @@ def by_segments(made: plan.Plan) -> Visits:
 def projected(seen: Visits, cycles: Cycles, *, heads: int, sequences: int, cores: int, units: int) -> float:
     """Cycles of a pass over `sequences` rows alike, by the slowest core; `units`: what can be spread over the cores."""
     bodies = seen.full * cycles.full + seen.edge * cycles.edge + seen.mixed * cycles.mixed
-    skip = cycles.step if cycles.skip is None else cycles.skip
-    row = bodies + seen.blocks * cycles.step + seen.skipped * skip + seen.rows * cycles.row
+    row = bodies + (seen.blocks + seen.skipped) * cycles.step + seen.rows * cycles.row
     total = sequences * heads / cycles.heads * row
     return total * math.ceil(units / cores) / units
 

@@ -16,6 +16,7 @@ from mmgpt.evaluate import bench_attention_peers
 from mmgpt.evaluate.bench_attention_peers import Case
 from mmgpt.evaluate.bench_attention_project import MIXES, documents, visible_pairs
 from mmgpt.kernels.attention import api
+from mmgpt.kernels.attention import plan as plans
 
 CPU_MIXES = {"4k: 1-2k": (4096, "1-2k"), "16k: 4.1k": (16_384, "4.1k")}
 CPU_HEADS = (2, 1, 64)
@@ -28,11 +29,11 @@ Call = Callable[..., jax.Array]
 
 
 def timed(
-    *, heads: int, kv_heads: int, head_dim: int, block: int, bound: float | None = None, turns: int = 5
+    *, heads: int, kv_heads: int, head_dim: int, block: int | None, bound: float | None = None, turns: int = 5
 ) -> dict[str, dict[str, Any]]:
     """Seconds of the forward pass and of it with the backward pass, by mix and implementation, taking turns.
 
-    A plan is made before, as a step makes one for all its layers.
+    A plan is made before, as a step makes one for all its layers, in blocks of `block` or what fits.
     """
     cpu = jax.default_backend() == "cpu"
     mixes = CPU_MIXES if cpu else MIXES
@@ -49,14 +50,14 @@ def timed(
             heads=heads,
             kv_heads=kv_heads,
             head_dim=head_dim,
-            block=block,
+            block=block or Case.block,
             bound=bound,
         )
-        rows |= {f"{mix}, {phase}": line for phase, line in _measured(case, document, turns).items()}
+        rows |= {f"{mix}, {phase}": line for phase, line in _measured(case, document, block, turns).items()}
     return rows
 
 
-def implementations(case: Case, document: np.ndarray) -> tuple[str, dict[str, tuple[Call, Any]]]:
+def implementations(case: Case, document: np.ndarray, block: int | None) -> tuple[str, dict[str, tuple[Call, Any]]]:
     """Our implementation of this device; of all, `call(q, k, v, seen)` over `[1, T, heads, K]`, and what is seen."""
     visibility = jax.tree.map(jnp.asarray, packed_causal(document[None]))
 
@@ -65,6 +66,8 @@ def implementations(case: Case, document: np.ndarray) -> tuple[str, dict[str, tu
             return api.attention(q, k, v, seen, logit_bound=case.bound, implementation=name)[0]
 
         def plan(seen: Any) -> Any:
+            if block is not None and name != "reference":
+                return plans.make(seen, plans.Blocks(block, block))
             return api.plan_for(
                 seen, heads=case.heads, kv_heads=case.kv_heads, head_dim=case.head_dim, implementation=name
             )
@@ -97,8 +100,8 @@ def implementations(case: Case, document: np.ndarray) -> tuple[str, dict[str, tu
     return "xla", {"xla": named("xla"), "reference": named("reference")}
 
 
-def _measured(case: Case, document: np.ndarray, turns: int) -> dict[str, dict[str, Any]]:
-    ours, calls = implementations(case, document)
+def _measured(case: Case, document: np.ndarray, block: int | None, turns: int) -> dict[str, dict[str, Any]]:
+    ours, calls = implementations(case, document, block)
     dtype = jnp.float32 if jax.default_backend() == "cpu" else jnp.bfloat16
     keys = jax.random.split(jax.random.key(0), 3)
     counts = (case.heads, case.kv_heads, case.kv_heads)

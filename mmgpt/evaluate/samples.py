@@ -4,6 +4,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import jax
 import numpy as np
 
 from mmgpt.core.config import ConfigError
@@ -17,7 +18,7 @@ from mmgpt.generate.model import Model, media_sizes, token_run
 from mmgpt.generate.sampler import Sampler, Sampling
 from mmgpt.tokenize.vision import VisionTokenizer
 from mmgpt.tokens.text import TextTokenizer
-from mmgpt.train.run import Opened, Run
+from mmgpt.train.run import Opened, Run, for_inference
 
 Hook = Callable[[Opened, Metrics], None]
 
@@ -46,7 +47,9 @@ def sample_hook(run: Run) -> Hook | None:
 def _safely(hook: Hook) -> Hook:
     def safe(opened: Opened, metrics: Metrics) -> None:
         try:
-            hook(opened, metrics)
+            opened = for_inference(opened)
+            with jax.set_mesh(opened.built.mesh):
+                hook(opened, metrics)
         except Exception as e:  # hours of training are worth more than a picture
             console.print(f"no samples at step {opened.step}: {printable(f'{type(e).__name__}: {e}')}", style="red")
 

@@ -127,7 +127,8 @@ def planned(
 ) -> Seen:
     """The visibility as all layers' attention takes it: each device's block plan, made once, where there is one.
 
-    `dropout` is what the layers apply, 0 without a key. `balanced`: rows may be in the order that `balance` gives them.
+    `heads` and `kv_heads` are the whole model's; `dropout` is what the layers apply, 0 without a key. `balanced`: rows
+    may be in the order that `balance` gives them.
     """
     split = rules.spec("batch seq", rules.ACT, visibility.start.shape, "visibility")
     ways, T = _ways(split[1]), visibility.start.shape[1]
@@ -171,6 +172,8 @@ def _cached(
 ) -> tuple[jax.Array, KeyValues]:
     """What new queries see of the cache and of the new keys and values, which are put into it from `slot` on."""
     layer = cache.layer
+    if jax.sharding.get_abstract_mesh().shape["context"] > 1:
+        raise rules.ShardingError("a cache of keys and values needs a mesh whose context is 1: decoding splits no row.")
     filled = KeyValues(_write(cache.k, k, slot, layer), _write(cache.v, v, slot, layer), layer)
     if layer is None or q.shape[1] > 1:
         k, v = (jnp.moveaxis(c if layer is None else _layer(c, layer), 1, 2) for c in (filled.k, filled.v))

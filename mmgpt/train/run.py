@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from mmgpt.core import config
 from mmgpt.core.config import ConfigError
@@ -262,6 +263,26 @@ class Opened:
     step: int
     params: Any
     variables: Any
+
+
+def for_inference(opened: Opened) -> Opened:
+    """The same where no two devices share a row, which decoding one id at a time cannot: those become replicas.
+
+    No array moves, since weights do not lie over the context axis.
+    """
+    mesh = opened.built.mesh
+    sizes = mesh.shape
+    if sizes["context"] == 1:
+        return opened
+    whole = (sizes["replica"] * sizes["context"], sizes["fsdp"], 1, sizes["tensor"])
+    devices = np.moveaxis(mesh.devices, 2, 1).reshape(whole)
+    apart = jax.sharding.Mesh(devices, mesh.axis_names, axis_types=mesh.axis_types)
+
+    def moved(tree: Any) -> Any:
+        return jax.tree.map(lambda x: jax.device_put(x, jax.NamedSharding(apart, x.sharding.spec)), tree)
+
+    built = dataclasses.replace(opened.built, mesh=apart)
+    return dataclasses.replace(opened, built=built, params=moved(opened.params), variables=moved(opened.variables))
 
 
 def open_run(run_dir: Path, step: int | None = None) -> Opened:

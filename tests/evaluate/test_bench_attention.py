@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import types
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -36,8 +37,6 @@ def test_a_projection_is_the_sum_of_its_parts() -> None:
     row = 3 * 100 + 2 * 120 + 150 + (3 + 2 + 1) * 10 + 4 * 10 + 2 * 50
     assert projected(seen, CYCLES, heads=8, sequences=1, cores=1, units=8) == 8 * row
     assert projected(seen, CYCLES, heads=8, sequences=2, cores=2, units=16) == 8 * row
-    skipping = Cycles(full=100, edge=120, mixed=150, step=10, row=50, skip=1, heads=4)
-    assert projected(seen, skipping, heads=8, sequences=1, cores=1, units=2) == 2 * (row - 4 * 9)
 
 
 @pytest.mark.parametrize(("units", "share"), [(1, 1.0), (2, 0.5), (3, 2 / 3)])
@@ -93,8 +92,11 @@ def test_a_picture_shows_the_classes_of_the_plan(tmp_path) -> None:
     ("arguments", "told"),
     [
         ({"target": "v9"}, "one of v5p, v5e, v6e, v7x, or cpu"),
-        ({"heads": 5}, "multiple of --kv-heads"),
-        ({"block": 100}, "--block of 128"),
+        ({"heads": 5}, "--heads 5 must be a multiple of --kv-heads 8"),
+        ({"block": 100}, "--block 100: a multiple of 128"),
+        ({"bound": float("nan")}, "--bound nan: what no logit passes"),
+        ({"head_dim": 7}, "--head-dim 7: a multiple of 8"),
+        ({"picture": Path("plan.pdf")}, r"--picture plan.pdf: a file of the name \*.png"),
     ],
 )
 def test_wrong_arguments_are_told(arguments: dict, told: str) -> None:

@@ -39,15 +39,18 @@ def attention(
 ) -> tuple[jax.Array, jax.Array]:
     """Scaled dot-product attention of the keys each query sees.
 
-    H query heads share G key heads in groups of H / G. `visibility` may be what `plan_for` made of one; with a Ring, k
-    and v are this device's part of the row's. `scale` defaults to K ** -0.5; `soft_cap` bounds the logits by tanh;
-    `sinks [H]` adds one logit per head to the softmax's sum; `logit_bound` promises |logit| <= bound, which a kernel
-    may use in place of the running maximum. `dropout` on the probabilities needs `key`, and only the reference has it.
+    H query heads share G key heads in groups of H / G. Keys lie in the order of their indices, or whole blocks of them
+    do (see `plan_for`). `visibility` may be what that made of one; with a Ring, k and v are this device's part.
+
+    `scale` defaults to K ** -0.5; `soft_cap` bounds the logits by tanh; `sinks [H]` adds one logit per head to the
+    softmax's sum; `logit_bound` promises |logit| <= bound, which a kernel may use in place of the running maximum.
+    `dropout` on the probabilities needs `key`, and only the reference has it.
 
     Returns `out [B, T, H, K]` in v's dtype and `lse [B, T, H]` float32, the log of the softmax's sum.
     A named `implementation` never falls back to another; None chooses. `interpret` (of Pallas) runs its kernels
     where their chip is not.
     """
+    _check(q_BTHK, k_BSGK, v_BSGK, sinks)
     H, K, G = *q_BTHK.shape[2:], k_BSGK.shape[2]
     dropped = dropout > 0.0 and key is not None
     known = implementation
@@ -61,7 +64,8 @@ def attention(
         terms = {"scale": scale, "soft_cap": soft_cap, "sinks_H": sinks, "dropout": dropout, "key": key}
         return reference.attention(q_BTHK, k_BSGK, v_BSGK, visibility, **terms)
     if isinstance(visibility, Visibility):
-        visibility = plan.make(visibility, _blocks(name, q_BTHK.shape[1], k_BSGK.shape[1], H // G, K))
+        shape = q_BTHK.shape[0], q_BTHK.shape[1], k_BSGK.shape[1]
+        visibility = plan.make(visibility, _blocks(name, shape, H // G, K))
     own = None if isinstance(visibility, Ring) else sinks
     terms = {"scale": scale, "soft_cap": soft_cap, "sinks_H": own}
     if name == "xla":
@@ -102,22 +106,39 @@ def plan_for(
     name = chosen((T, S), heads, kv_heads, head_dim, implementation, dropout > 0.0)
     if name == "reference":
         return visibility
-    blocks = _blocks(name, T, S, heads // kv_heads, head_dim, unit)
+    blocks = _blocks(name, (visibility.start.shape[0], T, S), heads // kv_heads, head_dim, unit)
     return plan.make(visibility, blocks) if ring is None else rings.make(visibility, blocks, ring)
 
 
-def _blocks(name: Implementation, T: int, S: int, R: int, K: int, unit: int | None = None) -> plan.Blocks:
+def _blocks(name: Implementation, shape: tuple[int, int, int], R: int, K: int, unit: int | None = None) -> plan.Blocks:
+    """Blocks for `shape` (B, T, S)."""
+    B, T, S = shape
     if name == "xla":
         return xla.blocks(T, S if unit is None else min(S, unit), R)
-    found = pallas_tpu.blocks(T, S, R, K) if name == "pallas_tpu" else pallas_gpu.blocks(T, S, K)
+    found = pallas_tpu.blocks(T, S, R, K, B) if name == "pallas_tpu" else pallas_gpu.blocks(T, S, K)
     return found if unit is None else found._replace(k=min(found.k, unit))
 
 
 def _sparse(head_dim: int) -> Implementation:
     """The implementation over blocks that is best where the program is to run."""
-    if platform() == "gpu":
-        return "pallas_gpu" if head_dim <= pallas_gpu.MOST_HEAD_DIM else "xla"
-    return "pallas_tpu" if platform() == "tpu" else "xla"
+    kernels: dict[str, tuple[Implementation, int]] = {
+        "tpu": ("pallas_tpu", pallas_tpu.MOST_HEAD_DIM),
+        "gpu": ("pallas_gpu", pallas_gpu.MOST_HEAD_DIM),
+    }
+    name, most = kernels.get(platform(), ("xla", 0))
+    return name if head_dim <= most else "xla"
+
+
+def _check(q: jax.Array, k: jax.Array, v: jax.Array, sinks: jax.Array | None) -> None:
+    """Raises ValueError on shapes that do not fit together, which a kernel would read beyond an array's end."""
+    rows, heads = q.shape[0], q.shape[2]
+    if k.shape != v.shape or k.shape[0] != rows or k.shape[3] != q.shape[3] or 0 in (*q.shape, *k.shape):
+        raise ValueError(
+            f"attention: q {q.shape}, k {k.shape} and v {v.shape} do not fit together; they are [B, T, H, K] and twice "
+            "[B, S, G, K], none of them empty."
+        )
+    if sinks is not None and sinks.shape != (heads,):
+        raise ValueError(f"attention: sinks {sinks.shape} for {heads} query heads; give one number a head.")
 
 
 def chosen(

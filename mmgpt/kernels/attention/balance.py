@@ -15,8 +15,9 @@ import numpy as np
 from mmgpt.core.stream import Batch, Stream, Visibility
 from mmgpt.kernels.attention.plan import MOST_ENTRIES, MOST_SIDE, side
 
-SWEEPS = 4
-"""How often each unit may be swapped at most: descents end sooner, in less than 50 ms for 128 units on 8 devices."""
+WORK = 2**22
+"""What a descent may cost: trials of a unit x other units x devices^2. 8 devices with 128 units get 512 trials, some 50
+ms; 64 devices two, and then keep what dealing gives."""
 EVEN = 1.03
 """A slowest device with so many times the mean's visits is as good as one with less: then the ring's steps decide."""
 OF_TOTALS = 4.0
@@ -131,7 +132,7 @@ def _descended(visited: np.ndarray, share: np.ndarray, shards: int) -> np.ndarra
     table = one_of[share].T @ of_queries
     now, tried, own = _uneven(table), 0, np.diag(seen)
     order = np.random.default_rng(0).permutation(n)
-    for turn in range(SWEEPS * n):
+    for turn in range(WORK // (n * shards**2)):
         i = order[turn % n]
         others = np.nonzero(share != share[i])[0]
         moved = one_of[share[others]] - one_of[share[i]]

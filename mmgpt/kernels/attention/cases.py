@@ -127,6 +127,18 @@ def noisy_copies() -> Visibility:
     return dataclasses.replace(seen, island=island, key_island=island, stop=stop)
 
 
+def far_out() -> Visibility:
+    """Intervals as far as int32 goes, keys before 0, and queries and keys of negative islands."""
+    seen = causal(2, 40)
+    start, stop = np.array(seen.start), np.array(seen.stop)
+    start[0], stop[1] = -(2**31), 2**31 - 1
+    island, key_island = np.zeros_like(start), np.zeros_like(start)
+    island[0, 30:], key_island[0, 35:] = -1, -1
+    key_island[1, :5], island[1, :3] = -1, -1
+    index = seen.index - np.array([[0], [5]], np.int32)
+    return Visibility(start=start, stop=stop, island=island, index=index.astype(np.int32), key_island=key_island)
+
+
 def prompt() -> Visibility:
     """The last 40 of 100 positions over all of them: a prompt in pieces."""
     seen = causal(2, 100)
@@ -161,6 +173,7 @@ CASES: tuple[Case, ...] = (
     Case(name="documents_bfloat16", visibility=documents(), head_dim=128, dtype="bfloat16", blocks=Blocks(32, 32)),
     Case(name="wide_blocks", visibility=documents(), heads=6, kv_heads=2, blocks=Blocks(128, 64)),
     Case(name="noisy_copies", visibility=noisy_copies(), head_dim=64, blocks=Blocks(16, 16)),
+    Case(name="far_out", visibility=far_out(), blocks=Blocks(8, 16)),
     Case(name="prompt", visibility=prompt(), blocks=Blocks(16, 32)),
 )
 """Every case is one problem of one family; a new implementation must solve all of them."""

@@ -14,31 +14,38 @@ from mmgpt.kernels.attention import ring
 from mmgpt.kernels.attention.logits import LOG2E, UNSEEN, Options, bounded, filled
 from mmgpt.kernels.attention.pallas_tpu_backward import backward
 from mmgpt.kernels.attention.pallas_tpu_forward import LANES, forward
-from mmgpt.kernels.attention.plan import MOST_ENTRIES, MOST_SIDE, NOWHERE, Blocks, Plan, side
+from mmgpt.kernels.attention.plan import LAST_ENTRIES, MOST_ENTRIES, MOST_SIDE, NOWHERE, Blocks, Plan, side
 from mmgpt.kernels.attention.ring import Ring, Steps
 
 STEP_ROWS = 8192
 """Queries of all heads in one step: their float32 sums take 4 MB of VMEM at a head dim of 128."""
+MOST_HEAD_DIM = 256
 SMALL_SIDE, SMALL_UNITS = 512, ("TPU v4", "TPU v5")
 """Blocks that keep matrix units of 128 x 128 busy, and the TPUs that have such."""
 
 
-def blocks(T: int, S: int, R: int, K: int, kind: str | None = None) -> Blocks:
-    """Blocks for T queries and S keys, R query heads of K numbers to a key head, on a `kind` of TPU, by default this.
+def blocks(T: int, S: int, R: int, K: int, rows: int = 1, kind: str | None = None) -> Blocks:
+    """Blocks for rows of T queries and S keys, R query heads of K numbers to a key head, on this or some `kind` of TPU.
 
     Small ones visit less that nobody sees, large ones keep the matrix units busy (docs/attention.md): 512 a side for
-    those of a v4 or v5, 1,024 for larger ones. Short rows get smaller ones; rows whose list would not fit in 64 KB
-    larger ones.
+    those of a v4 or v5, 1,024 for larger ones. Short rows get smaller ones. A list of more than 64 KB gets larger ones,
+    up to 1,024 a side, or as many queries as fit; one that is then beyond 256 KB more keys still.
     """
     kind = device_kind() if kind is None else kind
     most = SMALL_SIDE if kind.startswith(SMALL_UNITS) and K <= LANES else MOST_SIDE
-    room = max(LANES, min(MOST_SIDE, STEP_ROWS * LANES // (R * max(K, LANES))))
-    q, k = side(T, min(most, room)), side(S, most)
-    while -(-T // q) * -(-S // k) > MOST_ENTRIES:
-        if q <= k and 2 * q <= room:
+    room = side(T, max(LANES, min(MOST_SIDE, STEP_ROWS * LANES // (R * max(K, LANES)))))
+    q, k = min(room, most), side(S, most)
+
+    def entries() -> int:
+        return rows * -(-T // q) * -(-S // k)
+
+    while entries() > MOST_ENTRIES and min(q, k) < MOST_SIDE and (q < room or k < MOST_SIDE):
+        if q < room and (q <= k or k == MOST_SIDE):
             q *= 2
         else:
             k *= 2
+    while entries() > LAST_ENTRIES:
+        k *= 2
     return Blocks(q, k)
 
 
@@ -58,12 +65,17 @@ def attention(
 
     `logit_bound` up to 64 (or a soft cap, which is one) spares the running maximum; an array decides as the step runs.
     `interpret`: what Pallas takes, to run it without a TPU. A Ring takes no sinks.
+    Raises ValueError for head dims beyond 256, and for blocks that no TPU takes.
     """
     B, T, H, K = q_BTHK.shape
     S, G = k_BSGK.shape[1:3]
+    if K > MOST_HEAD_DIM:
+        raise ValueError(f"attention: 'pallas_tpu' has head dims up to {MOST_HEAD_DIM} and got {K}; take 'xla'.")
     plans = plan.plans if isinstance(plan, Ring) else plan
     plans.check(B, T, S)
     q_block, k_block = plans.blocks
+    if q_block % LANES or k_block % LANES:
+        raise ValueError(f"attention: 'pallas_tpu' has blocks of multiples of {LANES} and got {plans.blocks}.")
     R = H // G
     options = Options(soft_cap=soft_cap, sinks=sinks_H is not None)
     bound = bounded(logit_bound, options)
@@ -119,14 +131,17 @@ def gradients(static: Static, kept: Any, cotangents: tuple[jax.Array, jax.Array]
     q, k, v, sinks, plan, out, lse = kept
     do, dlse = cotangents
     options = static.options
-    di = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - dlse
-    log2_sum = jnp.where(jnp.isneginf(lse), UNSEEN, lse * LOG2E)
+    blind = jnp.isneginf(lse)
+    # A probability's logit moves out, and lse by the probability itself; who sees nothing has neither.
+    di = jnp.where(blind, 0.0, jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - dlse)
+    log2_sum = jnp.where(blind, UNSEEN, lse * LOG2E)
     log2_sum, di = log2_sum[:, :, None], di[:, :, None]
     dq, dk, dv = backward(q, k, v, do.astype(v.dtype), log2_sum, di, plan, options, static.interpret)
     seen = jnp.repeat(plan.first_key != NOWHERE, plan.blocks.q)
     dq = jnp.where(seen, dq, 0.0).swapaxes(2, 3) * (1.0 / options.query_factor)
     # A sink's weight in the sum takes from all outputs, and adds to lse.
-    dsinks = None if sinks is None else -jnp.sum(jnp.exp(sinks[:, :, None] - lse) * di[:, :, 0], axis=2)
+    weight = None if sinks is None else jnp.exp(sinks[:, :, None] - jnp.where(blind, 0.0, lse))
+    dsinks = None if weight is None else -jnp.sum(weight * di[:, :, 0], axis=2)
     return dq.astype(q.dtype), dk, dv, dsinks, None, None
 
 

@@ -30,12 +30,14 @@ END = (1 << (2 * BLOCK_BITS + CLASS_BITS)) - 1 + (1 << 30)
 
 MOST_SIDE, LEAST_SIDE = 1024, 128
 """Sides of a block of a TPU's kernel: larger ones visit more that is not seen, smaller ones do not fill its lanes."""
-MOST_ENTRIES = 16384
-"""Entries of a plan's list on a TPU: 64 KB of scalar memory."""
+MOST_ENTRIES, LAST_ENTRIES = 16384, 65536
+"""Entries of a plan's list on a TPU: 64 KB of scalar memory if blocks can be larger, and 256 KB at any price."""
 
 MOST_TURNS = 128
 """Of the loop over blocks of keys in which a plan is made: 131,072 keys in a TPU's blocks."""
 
+FARTHEST = 1 << 29
+"""An index is less, on either side."""
 NOWHERE = 1 << 30
 """The base of a block of keys that is all padding: behind every index."""
 
@@ -50,7 +52,7 @@ class Blocks(NamedTuple):
 def side(length: int, most: int) -> int:
     """A power of 2 from 128 to `most`, 1/8 of the length or less, so that edges cost little."""
     found = LEAST_SIDE
-    while found < most and found * 16 <= length:
+    while 2 * found <= most and found * 16 <= length:
         found *= 2
     return found
 
@@ -87,6 +89,8 @@ class Plan:
     order_by_key: jax.Array
     causal: jax.Array
     blocks: Blocks = dataclasses.field(metadata={"static": True})
+    shape: tuple[int, int, int] = dataclasses.field(metadata={"static": True})
+    """Rows, queries and keys of the visibility."""
 
     def any(self) -> jax.Array:
         """`[]` bool: whether any query sees any key."""
@@ -94,20 +98,19 @@ class Plan:
 
     def check(self, B: int, T: int, S: int) -> None:
         """Raises ValueError unless this is a plan of B rows of T queries and S keys."""
-        laid_out = self.start.shape[-1], self.key_island.shape[-1]  # plans of a ring have its steps in front
-        if laid_out != (
-            wanted := (B * -(-T // self.blocks.q) * self.blocks.q, B * -(-S // self.blocks.k) * self.blocks.k)
-        ):
+        if self.shape != (B, T, S):
+            rows, queries, keys = self.shape
             raise ValueError(
-                f"attention: a plan of {laid_out[0]} queries and {laid_out[1]} keys for arrays of {wanted[0]} and "
-                f"{wanted[1]}; make the plan from the visibility of these arrays."
+                f"attention: a plan of {rows} x {queries} queries and {keys} keys for arrays of {B} x {T} and {S}; "
+                "make the plan from the visibility of these arrays."
             )
 
 
 def make(visibility: Visibility, blocks: Blocks) -> Plan:
     """The plan of `visibility`, on the device that holds it.
 
-    The keys of a block that are not padding must have consecutive indices. Raises ValueError beyond 16,384 blocks.
+    The keys of a block that are not padding must have consecutive indices, between -2^29 and 2^29. Raises ValueError
+    beyond 16,384 blocks.
     """
     (B, T), S = visibility.start.shape, visibility.index.shape[1]
     rows_q, rows_k = math.ceil(T / blocks.q), math.ceil(S / blocks.k)
@@ -120,7 +123,9 @@ def make(visibility: Visibility, blocks: Blocks) -> Plan:
     def filled(x: jax.Array, size: int, value: int) -> jax.Array:
         return jnp.pad(x, ((0, 0), (0, -x.shape[1] % size)), constant_values=value)
 
-    start, stop, island = (filled(x, blocks.q, 0) for x in (visibility.start, visibility.stop, visibility.island))
+    # No index is so far out, and sums of three such numbers are int32. A query of no island has none of padding's.
+    start, stop = (jnp.clip(filled(x, blocks.q, 0), -FARTHEST, FARTHEST) for x in (visibility.start, visibility.stop))
+    island = filled(jnp.maximum(visibility.island, 0), blocks.q, 0)
     index, key_island = filled(visibility.index, blocks.k, 0), filled(visibility.key_island, blocks.k, -1)
     klass, base = _classes(start, stop, island, index, key_island, blocks)
     by_query, rows_by_query = _entries(klass)
@@ -142,6 +147,7 @@ def make(visibility: Visibility, blocks: Blocks) -> Plan:
         order_by_key=_longest_first(rows_by_key),
         causal=causal(visibility).reshape(1),
         blocks=blocks,
+        shape=(B, T, S),
     )
 
 

@@ -11,7 +11,7 @@ def visible(visibility: Visibility) -> jax.Array:
     index = visibility.index[:, None, :]
     inside = (visibility.start[:, :, None] <= index) & (index < visibility.stop[:, :, None])
     island = visibility.key_island[:, None, :]
-    return inside & ((island == 0) | (island == visibility.island[:, :, None]))
+    return inside & ((island == 0) | ((island > 0) & (island == visibility.island[:, :, None])))
 
 
 def attention(

@@ -57,6 +57,18 @@ def test_each_device_visits_as_many_blocks(length: int, kind: str) -> None:
     assert sum(max(step) for step in steps) <= 1.2 * mean
 
 
+def test_many_devices_cost_no_more_trials_than_few() -> None:
+    """What a descent does is bounded: 64 devices took a minute a row once."""
+    seen = row(packed_causal(documents(131_072, "lognormal")[None]))
+    size = balance.unit(131_072, 64)
+    assert size is not None
+    visits = balance.visits(seen, size)
+    assert balance.WORK // (len(visits) * 64**2) < 8
+    share = balance.shares(visits, 64)
+    assert (np.bincount(share) == len(visits) // 64).all()
+    assert balance.slowest(visits, share, 64)[0] <= 1.1
+
+
 @hypothesis.settings(max_examples=100)
 @hypothesis.given(visibilities())
 def test_visits_are_those_of_the_rule(seen: Visibility) -> None:
