@@ -11,6 +11,7 @@ import pytest
 from mmgpt.core import config
 from mmgpt.core.config import ConfigError
 from mmgpt.core.log import Metrics
+from mmgpt.dist.mesh import Mesh
 from mmgpt.evaluate.charts import lines_svg
 from mmgpt.evaluate.command import TASKS, evaluate
 from mmgpt.evaluate.records import RecordsError, load_records
@@ -100,8 +101,10 @@ def opened_config(folder: Path) -> Run:
     return run
 
 
-def test_samples_are_drawn_from_held_out_texts(model_run: Path, tmp_path: Path):
-    known = opened_config(model_run)
+@pytest.mark.parametrize("mesh", [Mesh.Config(), Mesh.Config(fsdp=2, context=2, tensor=2)], ids=["rows", "context"])
+def test_samples_are_drawn_from_held_out_texts(mesh: Mesh.Config, model_run: Path, tmp_path: Path):
+    """Also while devices share rows, which decoding cannot."""
+    known = opened_config(model_run).replace(mesh=mesh)
     hook = sample_hook(known)
     assert hook is not None
     built = build(known)
