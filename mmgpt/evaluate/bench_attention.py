@@ -1,6 +1,7 @@
-"""`mmgpt bench attention`: our kernel beside splash attention on packed documents, on TPUs that need not be there."""
+"""`mmgpt bench attention`: our kernels beside splash and tokamax over packed documents, on TPUs that are not there."""
 
 import dataclasses
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -48,15 +49,19 @@ def bench_attention(
         heads: query heads.
         kv_heads: heads of keys and values.
         block: queries and keys of a block; by default 1,024 for the peers, and for ours what fits each row.
-        bound: of the logits, which stands for the running maximum where an implementation takes one.
+        bound: promise that no logit passes it, so that kernels which take one need no running maximum.
         tokamax: compare with tokamax too, which the extra `bench` installs on Python 3.12.
         picture: write the plan of one mix as a PNG, and do nothing else.
-        picture_mix: which one.
+        picture_mix: tokens and documents, as '8k: 1-2k', '32k: 4.1k', '131k: lognormal', '131k: one document'.
         json: write the figures.
     """
     _check(target, head_dim, heads, kv_heads, block, bound)
-    if picture is not None and (json is not None or picture.suffix != ".png"):
-        raise ConfigError(f"--picture {picture}: a file of the name *.png, alone; run again for --json.")
+    if picture_mix not in MIXES:
+        raise ConfigError(f"--picture-mix {picture_mix!r}: one of {', '.join(map(repr, MIXES))}.")
+    if picture is not None and picture.suffix != ".png":
+        raise ConfigError(f"--picture {picture}: its name must end in .png.")
+    if picture is not None and json is not None:
+        raise ConfigError("--picture writes the picture and no figures; run again for --json.")
     for path in (picture, json):
         if path is not None:
             check_writable(path)
@@ -68,6 +73,9 @@ def bench_attention(
         figures = timed(heads=heads, kv_heads=kv_heads, head_dim=head_dim, block=block, bound=bound)
         show(table(f"attention, {jax.default_backend()}", figures))
     else:
+        if tokamax and importlib.util.find_spec("tokamax") is None:
+            console.print("without tokamax, which is not here: `pip install 'mmgpt[bench]'` on Python 3.12")
+            tokamax = False
         names = ["splash", *(["tokamax"] if tokamax else []), "ours"]
         case = Case(
             implementation="splash",
@@ -105,8 +113,6 @@ def _accelerated() -> bool:
 
 
 def _picture(mix: str, block: int, path: Path) -> None:
-    if mix not in MIXES:
-        raise ConfigError(f"--picture-mix {mix!r}: one of {', '.join(map(repr, MIXES))}.")
     picture_of(bench_attention_project.documents(*MIXES[mix]), Blocks(block, block), mix, path)
     console.print(f"wrote {path}")
 

@@ -31,7 +31,7 @@ from mmgpt.core.config import ConfigError
 
 @dataclasses.dataclass(frozen=True)
 class Chip:
-    """`clock` GHz, `peak` bfloat16 TFLOP/s of a core, `mxus` of a core and their side, `cores` of a chip."""
+    """`clock` GHz, `peak` bfloat16 TFLOP/s of a core, `mxus` of a core and their side, `cores` of a device."""
 
     clock: float
     peak: float
@@ -55,9 +55,10 @@ TARGETS = {
     "v5e": Chip(1.50, 197.0, 4, 128, 1),
     "v5p": Chip(1.75, 229.5, 4, 128, 2),
     "v6e": Chip(1.75, 918.0, 2, 256, 1),
-    "v7x": Chip(2.20, 1153.5, 2, 256, 2),
+    "v7x": Chip(2.20, 1153.5, 2, 256, 1),
 }
-"""Peaks as published; the clock of v7x is inferred from its peak at 2 rows a cycle."""
+"""Peaks as published; the clock of v7x is inferred from its peak at 2 rows a cycle. One core of a v7x is a device of
+JAX, while the two of a v4 or v5p are one together."""
 
 QUEUE = 2
 """Matmuls that an MXU holds before a bundle with another must wait."""

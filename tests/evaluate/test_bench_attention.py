@@ -96,7 +96,7 @@ def test_a_picture_shows_the_classes_of_the_plan(tmp_path) -> None:
         ({"block": 100}, "--block 100: a multiple of 128"),
         ({"bound": float("nan")}, "--bound nan: what no logit passes"),
         ({"head_dim": 7}, "--head-dim 7: a multiple of 8"),
-        ({"picture": Path("plan.pdf")}, r"--picture plan.pdf: a file of the name \*.png"),
+        ({"picture": Path("plan.pdf")}, "--picture plan.pdf: its name must end in .png"),
     ],
 )
 def test_wrong_arguments_are_told(arguments: dict, told: str) -> None:

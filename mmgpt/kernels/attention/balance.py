@@ -27,8 +27,8 @@ OF_TOTALS = 4.0
 def unit(length: int, shards: int) -> int | None:
     """How many positions move as one in rows of `length` on `shards` devices; None where rows stay as they are.
 
-    It is the side of a block of the TPU kernel over one device's part of a row, larger where such blocks would be too
-    many for one list. Rows stay where there is one device, or fewer than two whole units for each.
+    A multiple of the sides of the kernels' blocks over one device's part of a row, larger where blocks of it would be
+    too many for one list. Rows stay where there is one device, or fewer than two whole units for each.
     """
     if shards == 1 or length % shards:
         return None

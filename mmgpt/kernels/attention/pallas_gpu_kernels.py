@@ -41,7 +41,7 @@ FORWARD = {96: Launch(4, 3, 128, 64), 128: Launch(8, 3, 128, 64), 256: Launch(8,
 QUERIES = {64: Launch(4, 3, 128, 64), 128: Launch(8, 3, 128, 64), 256: Launch(8, 2, 64, 64)}
 KEYS = {96: Launch(4, 3, 64, 64), 128: Launch(4, 2, 64, 64), 256: Launch(8, 2, 64, 32)}
 """By the head dim up to which they hold: on an H100 sums and logits stay in registers, and two programs of 4 warps
-share a multiprocessor, so that one has products while the other has exponentials (docs/attention.md)."""
+share a multiprocessor, so that one has products while the other has exponentials."""
 SINGLE = Launch(8, 1, 32, 32)
 """In float32, which no tensor core takes and which needs twice the room."""
 

@@ -1,7 +1,7 @@
 """The backward pass of attention on a TPU: all three gradients in one kernel, in the order of keys.
 
 `dk` and `dv` of a block of keys gather in VMEM while its blocks of queries pass. `dq` gathers in HBM: each block of
-queries comes to VMEM, is added to and goes back, while other blocks are worked on (`_Ring`). Shapes as in
+queries comes to VMEM, is added to and goes back, while other blocks are worked on (`_Slots`). Shapes as in
 `pallas_tpu_forward.py`.
 """
 
@@ -34,7 +34,7 @@ CHUNK, MASKED_CHUNK = 512, 256
 TENANT, LOADING, WRITING = 0, 1, 2
 
 
-class _Ring(NamedTuple):
+class _Slots(NamedTuple):
     """dq of the blocks of queries at hand: block i lies in slot i mod RING, and is written out after each use.
 
     `state [3, RING]` in SMEM: the block in each slot, whether it is being loaded, whether it is being written.
@@ -105,7 +105,7 @@ class _Ring(NamedTuple):
         self.state[WRITING, block % RING] = 1
 
 
-def _around(ring: _Ring, entries: Any, work: Any) -> None:
+def _around(ring: _Slots, entries: Any, work: Any) -> None:
     """`work()` on this entry, with its dq at hand, the next one's on the way, and all of it written in the end."""
     n, last = pl.program_id(1), pl.num_programs(1) - 1
     key_block, block, klass = unpacked(entries[n])
@@ -196,7 +196,7 @@ def _kernel(*refs: Any, options: Options) -> None:
     def work() -> None:
         each_class(klass, mask, key_island, q.shape[1], q.shape[2], block.visit)
 
-    _around(_Ring(dq, slots, state, loaded, written, first_key), entries, work)
+    _around(_Slots(dq, slots, state, loaded, written, first_key), entries, work)
 
     @pl.when(finishes)
     def _():

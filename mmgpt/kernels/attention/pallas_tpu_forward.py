@@ -2,7 +2,7 @@
 
 Logits lie transposed, keys on sublanes and queries on lanes. What a query has one of (its maximum, its sum, its
 interval) is then a row of lanes, which is broadcast for nothing, a reduction over keys adds registers, and no matmul
-of either pass needs a transposed operand but `v` and `k`, which XLA turns round once.
+of either pass needs a transposed operand but `v`, which XLA turns round, and `k`, turned once a row of the list.
 
 A step of the grid is one entry of the plan: `q_block` queries of all R query heads of a key head, and `k_block` keys.
 Shapes: G key heads, R = H / G, N queries and M keys of all rows, filled up to whole blocks, K head dim. Queries come
