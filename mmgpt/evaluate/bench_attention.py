@@ -73,10 +73,7 @@ def bench_attention(
         figures = timed(heads=heads, kv_heads=kv_heads, head_dim=head_dim, block=block, bound=bound)
         show(table(f"attention, {jax.default_backend()}", figures))
     else:
-        if tokamax and importlib.util.find_spec("tokamax") is None:
-            console.print("without tokamax, which is not here: `pip install 'mmgpt[bench]'` on Python 3.12")
-            tokamax = False
-        names = ["splash", *(["tokamax"] if tokamax else []), "ours"]
+        names = ["splash", *_tokamax(tokamax), "ours"]
         case = Case(
             implementation="splash",
             target=target,
@@ -89,6 +86,13 @@ def bench_attention(
         figures = static(case, names, {length: block or side(case, length) for length, _ in MIXES.values()})
     if json is not None:
         write_json(json, figures)
+
+
+def _tokamax(wanted: bool) -> list[str]:
+    if wanted and importlib.util.find_spec("tokamax") is None:
+        console.print("without tokamax, which is not here: `pip install 'mmgpt[bench]'` on Python 3.12")
+        return []
+    return ["tokamax"] if wanted else []
 
 
 def _check(target: str, head_dim: int, heads: int, kv_heads: int, block: int | None, bound: float | None) -> None:
