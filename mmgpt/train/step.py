@@ -34,7 +34,8 @@ def place(batch: Batch, parts: int = 1) -> Batch:
         else:
             axes = "batch" if leaf.shape[1:] == (1,) else " ".join(("batch", "seq", "embed")[: leaf.ndim])
         whole = (leaf.shape[0] * parts, *leaf.shape[1:])
-        return jax.make_array_from_process_local_data(rules.sharding(axes, rules.ACT, whole, "batch"), leaf, whole)
+        sharding = rules.sharding(axes, rules.ACT, whole[: len(axes.split())], "batch")
+        return jax.make_array_from_process_local_data(sharding, leaf, whole)
 
     return jax.tree.map_with_path(put, batch)
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from mmgpt.core.stream import Batch
+from mmgpt.dist.axes import ShardingError
 from mmgpt.dist.mesh import Mesh
 from mmgpt.kernels.attention import api
 from mmgpt.kernels.attention.cases import causal
@@ -133,3 +134,11 @@ def test_devices_that_share_rows_take_the_same_step(context: Any, monkeypatch: p
             values.append(make_step(structure, objective, optimizer, seed=0, ema=None)(state, placed)[1])
     for name in ("loss", "gradient_norm"):
         np.testing.assert_allclose(float(values[1][name]), float(values[0][name]), rtol=1e-5)
+
+
+def test_rows_that_do_not_divide_over_devices_are_told() -> None:
+    with (
+        jax.set_mesh(Mesh.Config(fsdp=1, context=3).build(jax.devices()[:3])),
+        pytest.raises(ShardingError, match=r"'seq' of 64 does not divide over 3 devices \(context\)"),
+    ):
+        place(tiny.batch(4, 64))
