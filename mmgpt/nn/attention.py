@@ -11,6 +11,7 @@ from flax import nnx
 from mmgpt.core.stream import Visibility
 from mmgpt.dist import axes as rules
 from mmgpt.kernels.attention import api, balance
+from mmgpt.kernels.attention.logits import merged
 from mmgpt.kernels.attention.plan import Plan
 from mmgpt.kernels.attention.ring import Ring
 from mmgpt.nn.layers import HeadNorm, RMSNorm, Turn, rotary
@@ -183,7 +184,8 @@ def _cached(
     assert isinstance(visibility, Visibility)  # one query has no plan
     before, own = _apart(visibility, slot)
     old_k, old_v = (jnp.moveaxis(_layer(c, layer), 1, 2) for c in (cache.k, cache.v))
-    return _merged(_sharded(q, old_k, old_v, before, 0.0, None), _sharded(q, k, v, own, 0.0, None)), filled
+    out, _ = merged(_sharded(q, old_k, old_v, before, 0.0, None), _sharded(q, k, v, own, 0.0, None))
+    return out.astype(old_v.dtype), filled
 
 
 def _apart(visibility: Visibility, slot: jax.Array) -> tuple[Visibility, Visibility]:
@@ -197,14 +199,6 @@ def _apart(visibility: Visibility, slot: jax.Array) -> tuple[Visibility, Visibil
 
     own = dataclasses.replace(visibility, index=of_slot(visibility.index), key_island=of_slot(visibility.key_island))
     return before, own
-
-
-def _merged(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> jax.Array:
-    """Attention over two sets of keys from that over each, by the logarithms of their sums."""
-    lse = jnp.logaddexp(a[1], b[1])
-    lse = jnp.where(jnp.isfinite(lse), lse, 0.0)  # a query that sees nothing
-    first, second = (jnp.exp(part - lse)[..., None] * out for out, part in (a, b))
-    return (first + second).astype(a[0].dtype)
 
 
 def _write(cache: jax.Array, new_BTGK: jax.Array, slot: jax.Array, layer: jax.Array | None) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What the Pallas kernels of attention share: options, logits in units of log 2, and when they need no maximum."""
+"""What implementations of attention share: options, logits in units of log 2, when they need no maximum, merging."""
 
 from typing import NamedTuple
 
@@ -57,3 +57,11 @@ def bounded(logit_bound: float | jax.Array | None, options: Options) -> jax.Arra
 def filled(x_BTHK: jax.Array, size: int) -> jax.Array:
     """Positions filled up with zeros to a multiple of `size`."""
     return jnp.pad(x_BTHK, ((0, 0), (0, -x_BTHK.shape[1] % size), (0, 0), (0, 0)))
+
+
+def merged(a: tuple[jax.Array, jax.Array], b: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    """Attention over two sets of keys from `(out [..., K], lse [...])` over each, in float32; -inf of both stays."""
+    lse = jnp.logaddexp(a[1], b[1])
+    finite = jnp.where(jnp.isneginf(lse), 0.0, lse)
+    first, second = (jnp.exp(own - finite)[..., None] * out.astype(jnp.float32) for out, own in (a, b))
+    return first + second, lse

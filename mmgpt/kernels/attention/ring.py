@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from mmgpt.core.stream import Visibility
 from mmgpt.kernels.attention import plan
+from mmgpt.kernels.attention.logits import merged
 from mmgpt.kernels.attention.plan import Blocks, Plan
 
 
@@ -83,7 +84,7 @@ def _forward(steps: Steps, q, k, v, ring: Ring, bound) -> Any:
         following = _passed_on((k, v), ring.axis)
 
         def worked() -> tuple[jax.Array, jax.Array]:
-            return _merged(sums, steps.solve(steps.static, q, k, v, None, plan, bound)[0])
+            return merged(sums, steps.solve(steps.static, q, k, v, None, plan, bound)[0])
 
         found = jax.lax.cond(plan.any(), worked, lambda: sums)
         return (following, found), None
@@ -92,14 +93,6 @@ def _forward(steps: Steps, q, k, v, ring: Ring, bound) -> Any:
     (_, (out, lse)), _ = jax.lax.scan(step, ((k, v), nothing), ring.plans)
     out = out.astype(v.dtype)
     return (out, lse), (q, k, v, ring, out, lse)
-
-
-def _merged(sums: tuple[jax.Array, jax.Array], part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-    """The sums with another part's; -inf of both stays."""
-    lse = jnp.logaddexp(sums[1], part[1])
-    finite = jnp.where(jnp.isneginf(lse), 0.0, lse)
-    first, second = (jnp.exp(own - finite)[..., None] * out.astype(jnp.float32) for out, own in (sums, part))
-    return first + second, lse
 
 
 def _backward(steps: Steps, kept: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:

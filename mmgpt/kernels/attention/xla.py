@@ -12,11 +12,9 @@ import jax
 import jax.numpy as jnp
 
 from mmgpt.kernels.attention import ring
+from mmgpt.kernels.attention.logits import LOWEST, filled
 from mmgpt.kernels.attention.plan import EMPTY, FULL, Blocks, Plan, unpacked
 from mmgpt.kernels.attention.ring import Ring, Steps
-
-LOWEST = -1e30
-"""Where the running maximum starts: below every logit, but finite, as -inf - -inf is no number."""
 
 BLOCK = 256
 """Queries and keys of a block. 128 spends its time on the loop, 512 leaves the cache and visits more than is seen."""
@@ -70,8 +68,8 @@ def _laid_out(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`q [N, G, M, K]` and `k, v [J, G, C, K]` in blocks, rows filled up."""
     (H, K), G = q_BTHK.shape[2:], k_BSGK.shape[2]
-    q = _filled(q_BTHK, blocks.q).reshape(-1, blocks.q, G, H // G, K)
-    k, v = (jnp.moveaxis(_filled(x, blocks.k).reshape(-1, blocks.k, G, K), 1, 2) for x in (k_BSGK, v_BSGK))
+    q = filled(q_BTHK, blocks.q).reshape(-1, blocks.q, G, H // G, K)
+    k, v = (jnp.moveaxis(filled(x, blocks.k).reshape(-1, blocks.k, G, K), 1, 2) for x in (k_BSGK, v_BSGK))
     return jnp.moveaxis(q, 1, 3).reshape(-1, G, H // G * blocks.q, K), k, v
 
 
@@ -80,10 +78,6 @@ def _given_back(out: jax.Array, lse: jax.Array, shape: tuple[int, ...], blocks: 
     (B, T, H, K), G = shape, out.shape[1]
     out = jnp.moveaxis(out.reshape(-1, G, H // G, blocks.q, K), 3, 1).reshape(B, -1, H, K)[:, :T]
     return out, jnp.moveaxis(lse.reshape(-1, G, H // G, blocks.q), 3, 1).reshape(B, -1, H)[:, :T]
-
-
-def _filled(x: jax.Array, size: int) -> jax.Array:
-    return jnp.pad(x, ((0, 0), (0, -x.shape[1] % size), (0, 0), (0, 0)))
 
 
 def _alike(x: jax.Array, *others: Any) -> jax.Array:
