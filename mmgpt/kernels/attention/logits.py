@@ -1,6 +1,8 @@
 """What implementations of attention share: options, logits in units of log 2, when they need no maximum, merging."""
 
-from typing import NamedTuple
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -43,15 +45,24 @@ def capped(s: jax.Array, soft_cap: float | None) -> tuple[jax.Array, jax.Array |
     return t * (soft_cap * LOG2E), 1.0 - t * t
 
 
-def bounded(logit_bound: float | jax.Array | None, options: Options) -> jax.Array | bool:
-    """Whether the logits are known to be bounded. A sink is no logit, and may be any size: it needs the maximum."""
-    if options.sinks:
-        return False
-    if options.soft_cap is not None and options.soft_cap <= MOST_BOUND:
-        return True
-    if isinstance(logit_bound, jax.Array):
-        return logit_bound <= MOST_BOUND
-    return logit_bound is not None and logit_bound <= MOST_BOUND
+def settled(logit_bound: float | jax.Array | None, options: Options) -> tuple[Options, jax.Array | None]:
+    """The options with what is known of the logits' bound, and what only the running step knows.
+
+    A sink is no logit, and may be any size: it needs the maximum.
+    """
+    capped = options.soft_cap is not None and options.soft_cap <= MOST_BOUND
+    if isinstance(logit_bound, jax.Array) and not (options.sinks or capped):
+        return options, logit_bound <= MOST_BOUND
+    known = capped or (not isinstance(logit_bound, jax.Array) and logit_bound is not None and logit_bound <= MOST_BOUND)
+    return options._replace(bounded=known and not options.sinks), None
+
+
+def solved_for(options: Options, bound: jax.Array | None, solve: Callable[[Options], Any]) -> Any:
+    """`solve(options)`, as the step runs bounded or not where only `bound` tells."""
+    if bound is None:
+        return solve(options)
+    both = (functools.partial(solve, options._replace(bounded=said)) for said in (True, False))
+    return jax.lax.cond(bound, *both)
 
 
 def filled(x_BTHK: jax.Array, size: int) -> jax.Array:

@@ -5,7 +5,7 @@ dv), and walks over that block's entries in the plan, and no others: what is not
 shared between programs, so there are no atomics and every run gives the same bits. Arrays stay as the model has them,
 positions before heads: a block is rows of K numbers, and nothing is transposed or repeated for it.
 
-cuDNN's kernels are faster, but know no documents: they get the rows that are causal throughout (`cudnn.py`).
+cuDNN's kernels know no documents: they get the rows that are causal throughout (`cudnn.py`).
 
 Shapes: N queries and M keys of all rows, filled up to whole blocks; H query heads over G key heads; K head dim.
 """
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mmgpt.dist.mesh import platform
 from mmgpt.kernels.attention import cudnn, ring
-from mmgpt.kernels.attention.logits import LOG2E, UNSEEN, Options, bounded, filled
+from mmgpt.kernels.attention.logits import LOG2E, UNSEEN, Options, filled, settled, solved_for
 from mmgpt.kernels.attention.pallas_gpu_kernels import Static, backward, forward
 from mmgpt.kernels.attention.plan import Blocks, Plan
 from mmgpt.kernels.attention.ring import Ring, Steps
@@ -76,9 +76,7 @@ def attention(
         raise ValueError(f"attention: 'pallas_gpu' has blocks of powers of 2 from {LEAST} on and got {plans.blocks}.")
     plans.check(B, T, k_BSGK.shape[1])
     options = Options(soft_cap=soft_cap, sinks=sinks_H is not None)
-    bound = bounded(logit_bound, options)
-    if isinstance(bound, bool):
-        options, bound = options._replace(bounded=bound), None
+    options, bound = settled(logit_bound, options)
     # A program for a GPU that is not here goes without cuDNN: JAX asks it for its version.
     there = not interpret and platform() == "gpu" and jax.default_backend() != "cpu"
     causal = there and cudnn.fits(q_BTHK, k_BSGK, soft_cap, sinks_H)
@@ -127,11 +125,7 @@ def _solve(way: _Way, q, k, v, sinks, plan: Plan, bound) -> Any:
         def solve(options: Options) -> tuple[jax.Array, jax.Array]:
             return forward(q_NHK, k_MGK, v_MGK, start, plan, static._replace(options=options))
 
-        if bound is None:
-            out, lse = solve(static.options)
-        else:
-            both = (functools.partial(solve, static.options._replace(bounded=said)) for said in (True, False))
-            out, lse = jax.lax.cond(bound, *both)
+        out, lse = solved_for(static.options, bound, solve)
         return _given_back(out, q), lse.T.reshape(B, -1, H)[:, :T]
 
     if way.causal:

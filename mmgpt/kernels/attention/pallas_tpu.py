@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mmgpt.dist.mesh import device_kind
 from mmgpt.kernels.attention import ring
-from mmgpt.kernels.attention.logits import LOG2E, UNSEEN, Options, bounded, filled
+from mmgpt.kernels.attention.logits import LOG2E, UNSEEN, Options, filled, settled, solved_for
 from mmgpt.kernels.attention.pallas_tpu_backward import backward
 from mmgpt.kernels.attention.pallas_tpu_forward import LANES, forward
 from mmgpt.kernels.attention.plan import LAST_ENTRIES, MOST_ENTRIES, MOST_SIDE, NOWHERE, Blocks, Plan, side
@@ -78,9 +78,7 @@ def attention(
         raise ValueError(f"attention: 'pallas_tpu' has blocks of multiples of {LANES} and got {plans.blocks}.")
     R = H // G
     options = Options(soft_cap=soft_cap, sinks=sinks_H is not None)
-    bound = bounded(logit_bound, options)
-    if isinstance(bound, bool):
-        options, bound = options._replace(bounded=bound), None
+    options, bound = settled(logit_bound, options)
     static = Static(options, interpret)
     factor = jnp.float32(scale * options.query_factor)
     q_GRNK = filled((q_BTHK * factor).astype(q_BTHK.dtype), q_block).reshape(-1, G, R, K).transpose(1, 2, 0, 3)
@@ -115,11 +113,7 @@ def _solve(static: Static, q, k, v, sinks, plan: Plan, bound) -> Any:
         out, lse = forward(q, k, v, start, plan, options, static.interpret)
         return out, lse[:, :, 0]
 
-    if bound is None:
-        out, lse = solve(static.options)
-    else:
-        both = (functools.partial(solve, static.options._replace(bounded=said)) for said in (True, False))
-        out, lse = jax.lax.cond(bound, *both)
+    out, lse = solved_for(static.options, bound, solve)
     return (out, lse), (q, k, v, sinks, plan, out, lse)
 
 

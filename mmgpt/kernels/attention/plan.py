@@ -291,7 +291,7 @@ def _each_key_block(
         seen = sees(*(x[:, None] for x in numbers))
         return jnp.any(seen.reshape(seen.shape[0], -1, q_block), axis=2)
 
-    numbers, many = tuple(x.T for x in (base_BJ, first_BJ, ends_BJ)), base_BJ.shape[1] // MOST_TURNS
+    numbers, many = tuple(x.T for x in (base_BJ, first_BJ, ends_BJ)), -(-base_BJ.shape[1] // MOST_TURNS)
     return jnp.moveaxis(jax.lax.map(block, numbers, batch_size=many if many > 1 else None), 0, 2)
 
 
