@@ -1,4 +1,4 @@
-"""The rules table: which mesh axes each logical axis lies on, at rest, in a matmul, and in activations.
+"""The rules table: which mesh axes each logical axis lies on, in a matmul and in activations, and weights at rest.
 
 Models name logical axes where an array is made ("batch seq embed"); everything about sharding is in this file.
 """
@@ -16,8 +16,8 @@ MESH_AXES = ("replica", "fsdp", "context", "tensor")
 
 Table = dict[str, tuple[str, ...]]
 
-STORE: Table = {
-    "embed": ("fsdp",),
+USE: Table = {
+    "embed": (),
     "mlp": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -32,10 +32,14 @@ STORE: Table = {
     "channels": (),
     "norm": (),
 }
-"""Weights and optimizer moments at rest."""
+"""Weights inside a matmul."""
 
-USE: Table = {**STORE, "embed": ()}
-"""Weights inside a matmul: the step from STORE to USE is the FSDP gather."""
+SPREAD = ("vocab", "embed", "mlp", "heads", "kv_heads")
+"""Axes that `fsdp` may divide in a matrix at rest, beside what USE says: it takes the first of them that divides.
+
+The first is never the minor one, so that a device's part stays whole tiles of it: below 128 columns a TPU's compiler
+makes an all-reduce of the whole weight where it should gather.
+"""
 
 ACT: Table = {
     "batch": ("replica", "fsdp"),
@@ -97,6 +101,28 @@ def spec(axes: str, table: Table, shape: tuple[int, ...] | None = None, what: st
             )
         entries.append(mesh_axes if len(mesh_axes) > 1 else mesh_axes[0] if mesh_axes else None)
     return PartitionSpec(*entries)
+
+
+def stored(axes: str, shape: tuple[int, ...], what: str = "parameter") -> PartitionSpec:
+    """The partition of a weight and its moments at rest; from there to `spec(axes, USE)` is the FSDP gather.
+
+    ShardingError as of `spec`, also where `fsdp` divides no dimension of a matrix.
+    """
+    names = axes.split()
+    used = list(spec(axes, USE, shape, what))
+    sizes = jax.sharding.get_abstract_mesh().shape
+    open_to = [i for i, name in enumerate(names) if name in SPREAD]
+    if sizes["fsdp"] == 1 or len(open_to) < 2:  # a gain is not worth gathering
+        return PartitionSpec(*used)
+    for i in open_to:
+        here = (used[i],) if isinstance(used[i], str) else used[i] or ()
+        if shape[i] % (sizes["fsdp"] * math.prod(sizes[a] for a in here)) == 0:
+            used[i] = (*here, "fsdp") if here else "fsdp"
+            return PartitionSpec(*used)
+    raise ShardingError(
+        f"{what} (axes {axes!r}, shape {shape}, mesh {dict(sizes)}): no dimension of "
+        f"{', '.join(names[i] for i in open_to)} divides over fsdp={sizes['fsdp']}; change the size or the mesh."
+    )
 
 
 def ways(axis: str, mesh: jax.sharding.Mesh) -> int:

@@ -13,6 +13,7 @@ from mmgpt.core.stream import Batch
 from mmgpt.data.pack import pack_all
 from mmgpt.data.row import assemble, stacked
 from mmgpt.dist import axes as rules
+from mmgpt.kernels.cross_entropy.api import cross_entropy
 from mmgpt.tokens.grammars.grammar import Grammar, Tokens
 from mmgpt.train.run import Opened
 from mmgpt.train.step import place
@@ -91,14 +92,11 @@ def _compiled(structure: Any, used: int) -> Callable[..., tuple[jax.Array, jax.A
     """The jitted forward pass that scores the target of every position; padded vocabulary rows take no part."""
 
     def run(params: Any, variables: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-        target = batch.streams["tokens"].target[..., None]
-        logits = structure.merge(params, variables)(batch)
-        column = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None, :]
-        logits = jnp.where(column < used, logits, -1e30)
-        highest = jnp.max(logits, axis=-1)
-        log_z = jnp.log(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1)) + highest
-        # Elementwise, so that it also works where the vocabulary is sharded; a gather would not.
-        picked = jnp.sum(jnp.where(column == target, logits, 0.0), axis=-1)
-        return picked - log_z, picked >= highest
+        stream, model = batch.streams["tokens"], structure.merge(params, variables)
+        weight, rows = model.projection
+        _, scores = cross_entropy(
+            model.hidden(batch), weight[...], stream.target, jnp.zeros_like(stream.weight), used=used, rows=rows
+        )
+        return -scores.cross_entropy, scores.right
 
     return jax.jit(run)

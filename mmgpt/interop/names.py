@@ -99,13 +99,13 @@ def _block_entries(c: Decoder.Config, prefix: str, layer: int) -> list[Entry]:
 
     add("input_layernorm.weight", "attention_norm/scale", (D,))
     for name, heads in (("q", c.heads), ("k", c.kv_heads), ("v", c.kv_heads)):
-        add(f"self_attn.{name}_proj.weight", f"attention/{name}", (heads * K, D), (heads, K, D), (2, 0, 1))
+        add(f"self_attn.{name}_proj.weight", f"attention/{name}", (heads * K, D), order=(1, 0))
         if c.qk_norm != "none" and name != "v":
             shape = (K,) if c.qk_norm == "rms" else (heads, K)
             add(f"self_attn.{name}_norm.weight", f"attention/{name}_norm/scale", shape)
             if c.qk_norm == "layer":
                 add(f"self_attn.{name}_norm.bias", f"attention/{name}_norm/bias", shape)
-    add("self_attn.o_proj.weight", "attention/out", (D, c.heads * K), (D, c.heads, K), (1, 2, 0))
+    add("self_attn.o_proj.weight", "attention/out", (D, c.heads * K), order=(1, 0))
     add("post_attention_layernorm.weight", "mlp_norm/scale", (D,))
     add("mlp.gate_proj.weight", "mlp/gate", (F, D), order=(1, 0))
     add("mlp.up_proj.weight", "mlp/up", (F, D), order=(1, 0))

@@ -7,12 +7,13 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import Batch, Visibility
 from mmgpt.models import ModelConfig
 from mmgpt.nn.attention import Attention, Context, KeyValues, QKNorm, Seen, empty_cache, planned
-from mmgpt.nn.layers import GatedMLP, RMSNorm, RopeScaling, Turn, dropout, turn
+from mmgpt.nn.layers import GatedMLP, RMSNorm, RopeScaling, Turn, dropout, row_major, turn
 from mmgpt.nn.param import einsum, normal, param, take, use
 from mmgpt.nn.stack import Remat, Stack
 from mmgpt.tokens.vocabulary import Vocabulary
@@ -56,9 +57,9 @@ class Block(nnx.Module):
         into = x_BTD if self.post_norm else self.attention_norm(x_BTD)
         update, cache = self.attention(into, turns, visibility, cache=cache, slot=slot, key=keys[0])
         update = self.attention_norm(update) if self.post_norm else update
-        x_BTD = x_BTD + dropout(update, self.dropout, keys[1])
+        x_BTD = checkpoint_name(row_major(x_BTD + dropout(update, self.dropout, keys[1])), "projections")
         update = self.mlp_norm(self.mlp(x_BTD)) if self.post_norm else self.mlp(self.mlp_norm(x_BTD))
-        return x_BTD + dropout(update, self.dropout, keys[2]), cache
+        return row_major(x_BTD + dropout(update, self.dropout, keys[2])), cache
 
 
 class Decoder(nnx.Module):
@@ -146,6 +147,10 @@ class Decoder(nnx.Module):
 
     def __call__(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
         """Logits `[B, T, V] float32` of the stream "tokens"; `key` turns dropout on."""
+        return self._projected(self.hidden(batch, key=key))
+
+    def hidden(self, batch: Batch, *, key: jax.Array | None = None) -> jax.Array:
+        """`[B, T, D]`: what the vocabulary projection multiplies; `key` turns dropout on."""
         c, stream, visibility = self.config, batch.streams["tokens"], batch.visibility["tokens"]
         keys = None
         x, turns = self._embed(stream.ids, stream.position), self._turns(stream.position)
@@ -159,7 +164,7 @@ class Decoder(nnx.Module):
         def call(block: Block, x: jax.Array, key: jax.Array | None) -> jax.Array:
             return block(x, turns, seen, key=key)[0]
 
-        return self.logits(self.stack(call, x, keys))
+        return self.norm(self.stack(call, x, keys))
 
     def extend(
         self,
@@ -220,12 +225,18 @@ class Decoder(nnx.Module):
         return turn(position_BTA[..., jnp.array([0, 3, 4])], *rope), turn(position_BTA[..., :3], *rope)
 
     def logits(self, hidden_BTD: jax.Array) -> jax.Array:
-        """The vocabulary projection, in float32."""
-        hidden = self.norm(hidden_BTD)
-        if self.head is None:
-            table = use(self.embedding, hidden.dtype)
-            return einsum("btd,vd->btv", hidden, table, "batch seq vocab").astype(jnp.float32)
-        return einsum("btd,dv->btv", hidden, use(self.head, hidden.dtype), "batch seq vocab").astype(jnp.float32)
+        """Logits `[B, T, V] float32` of what the last layer gave."""
+        return self._projected(self.norm(hidden_BTD))
+
+    @property
+    def projection(self) -> tuple[Any, bool]:
+        """The weight of the vocabulary projection, and whether its rows are the ids (or its columns)."""
+        return (self.embedding, True) if self.head is None else (self.head, False)
+
+    def _projected(self, hidden_BTD: jax.Array) -> jax.Array:
+        weight, rows = self.projection
+        equation = "btd,vd->btv" if rows else "btd,dv->btv"
+        return einsum(equation, hidden_BTD, weight, "batch seq vocab").astype(jnp.float32)
 
     def caches(self, rows: int, slots: int, *, stacked: bool = False) -> Caches:
         """Empty caches, one a layer or all in one."""

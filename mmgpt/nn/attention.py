@@ -7,6 +7,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
 from mmgpt.core.stream import Visibility
 from mmgpt.dist import axes as rules
@@ -14,8 +15,8 @@ from mmgpt.kernels.attention import api, balance
 from mmgpt.kernels.attention.logits import merged
 from mmgpt.kernels.attention.plan import Plan
 from mmgpt.kernels.attention.ring import Ring
-from mmgpt.nn.layers import HeadNorm, RMSNorm, Turn, rotary
-from mmgpt.nn.param import act, einsum, normal, param, use
+from mmgpt.nn.layers import HeadNorm, RMSNorm, Turn, made_once, rotary
+from mmgpt.nn.param import act, einsum, normal, param
 
 QKNorm = Literal["none", "rms", "layer"]
 """What queries and keys go through before they turn: nothing, an RMSNorm, or Chameleon's LayerNorm of each head."""
@@ -62,11 +63,14 @@ class Attention(nnx.Module):
         out_scale: float,
         dropout: float,
     ):
-        self.q = param(rngs, "embed heads head_dim", (embed, heads, head_dim), normal(embed**-0.5))
-        self.k = param(rngs, "embed kv_heads head_dim", (embed, kv_heads, head_dim), normal(embed**-0.5))
-        self.v = param(rngs, "embed kv_heads head_dim", (embed, kv_heads, head_dim), normal(embed**-0.5))
+        for name, count in (("heads", heads), ("kv_heads", kv_heads)):
+            rules.spec(name, rules.ACT, (count,), f"attention/{name[0].replace('h', 'q')}")
+        # Heads side by side in two dimensions: the compiler would keep three in an order that gathers badly.
+        self.q = param(rngs, "embed heads", (embed, heads * head_dim), normal(embed**-0.5))
+        self.k = param(rngs, "embed kv_heads", (embed, kv_heads * head_dim), normal(embed**-0.5))
+        self.v = param(rngs, "embed kv_heads", (embed, kv_heads * head_dim), normal(embed**-0.5))
         out_init = normal(out_scale * (heads * head_dim) ** -0.5)
-        self.out = param(rngs, "heads head_dim embed", (heads, head_dim, embed), out_init)
+        self.out = param(rngs, "heads embed", (heads * head_dim, embed), out_init)
         # Normed queries and keys bound a logit by sqrt(head_dim) x gains: small heads start with the range that 128
         # wide ones have, or they could not single out one key among hundreds.
         gain = max(1.0, (128 / head_dim) ** 0.25)
@@ -77,7 +81,7 @@ class Attention(nnx.Module):
             return RMSNorm(rngs, head_dim, norm_epsilon, gain) if qk_norm == "rms" else None
 
         self.q_norm, self.k_norm = head_norm("heads", heads), head_norm("kv_heads", kv_heads)
-        self.dropout = dropout
+        self.dropout, self.head_dim = dropout, head_dim
 
     def __call__(
         self,
@@ -93,10 +97,10 @@ class Attention(nnx.Module):
 
         `turns` are the rotary positions of queries and of keys; `visibility` is what `planned` made of one.
         """
-        dtype = x_BTD.dtype
-        q = einsum("btd,dhk->bthk", x_BTD, use(self.q, dtype), "batch seq heads head_dim")
-        k = einsum("btd,dgk->btgk", x_BTD, use(self.k, dtype), "batch seq kv_heads head_dim")
-        v = einsum("btd,dgk->btgk", x_BTD, use(self.v, dtype), "batch seq kv_heads head_dim")
+        x_BTD = made_once(x_BTD)
+        q, k, v = (
+            self._heads(x_BTD, w, name) for w, name in ((self.q, "heads"), (self.k, "kv_heads"), (self.v, "kv_heads"))
+        )
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         q, k = rotary(q, turns[0]), rotary(k, turns[1])
@@ -106,14 +110,20 @@ class Attention(nnx.Module):
             assert slot is not None
             k, v = (new.astype(old.dtype) for new, old in ((k, cache.k), (v, cache.v)))
             out, cache = _cached(q, k, v, visibility, cache, slot)
-        return einsum("bthk,hkd->btd", out, use(self.out, dtype), "batch seq embed"), cache
+        out = jnp.reshape(out, (*out.shape[:2], -1), out_sharding=rules.spec("batch seq heads", rules.ACT))
+        return einsum("bth,hd->btd", out, self.out, "batch seq embed"), cache
+
+    def _heads(self, x_BTD: jax.Array, w: Any, heads: str) -> jax.Array:
+        x_BTH = checkpoint_name(einsum("btd,dh->bth", x_BTD, w, f"batch seq {heads}"), "projections")
+        shape = (*x_BTH.shape[:2], -1, self.head_dim)
+        return jnp.reshape(x_BTH, shape, out_sharding=rules.spec(f"batch seq {heads} head_dim", rules.ACT))
 
     def _logit_bound(self) -> jax.Array | None:
         """What no logit can pass: gains bound the lengths of normed queries and keys, and turning keeps them."""
         if self.q_norm is None or self.k_norm is None:
             return None
         rounding = 1.02  # of queries and keys in bfloat16
-        return self.q_norm.bound() * self.k_norm.bound() * (rounding * self.q.shape[-1] ** 0.5)
+        return self.q_norm.bound() * self.k_norm.bound() * (rounding * self.head_dim**0.5)
 
 
 def planned(

@@ -6,10 +6,31 @@ from typing import Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
+from jax.experimental.layout import Layout, with_layout_constraint
 
 from mmgpt.core.config import Config
 from mmgpt.kernels import few_rows
 from mmgpt.nn.param import act, constant, einsum, normal, param, use, zeros
+
+made_once = jax.lax.optimization_barrier
+"""`made_once(x)`: x behind a barrier, and its gradient too. XLA would work a value out again in every product that
+reads it, for every block of the product's other side: on a TPU that costs up to half of the product's time."""
+
+
+@jax.custom_vjp
+def gradient_made_once(x: jax.Array) -> jax.Array:
+    """x, whose gradient alone is behind a barrier."""
+    return x
+
+
+gradient_made_once.defvjp(lambda x: (x, None), lambda _, g: (made_once(g),))
+
+
+def row_major(x: jax.Array) -> jax.Array:
+    """x, and its gradient, in memory in the order of its dimensions: a TPU's compiler may choose another for what many
+    layers pass on, and then turns it round in each."""
+    return with_layout_constraint(x, Layout(tuple(range(x.ndim))))
 
 
 class RMSNorm(nnx.Module):
@@ -57,11 +78,12 @@ class GatedMLP(nnx.Module):
         self.down = param(rngs, "mlp embed", (mlp, embed), normal(down_scale * mlp**-0.5))
 
     def __call__(self, x_BTD: jax.Array) -> jax.Array:
-        gate = einsum("btd,df->btf", x_BTD, use(self.gate, x_BTD.dtype), "batch seq mlp")
-        up = einsum("btd,df->btf", x_BTD, use(self.up, x_BTD.dtype), "batch seq mlp")
-        # silu, its sigmoid behind a barrier: XLA would work it out again in each of the fusions that read it.
-        hidden = gate * jax.lax.optimization_barrier(jax.nn.sigmoid(gate)) * up
-        return einsum("btf,fd->btd", hidden, use(self.down, x_BTD.dtype), "batch seq embed")
+        x_BTD = made_once(x_BTD)
+        gate, up = (
+            gradient_made_once(checkpoint_name(einsum("btd,df->btf", x_BTD, w, "batch seq mlp"), "mlp"))
+            for w in (self.gate, self.up)
+        )
+        return einsum("btf,fd->btd", made_once(jax.nn.silu(gate) * up), self.down, "batch seq embed")
 
 
 class SummedMLP(nnx.Module):
@@ -122,8 +144,7 @@ def turn(
     if grid:
         angles += [position[..., axis : axis + 1] * _frequencies(grid, grid_theta) for axis in (1, 2)]
     angle = jnp.concatenate(angles, axis=-1)
-    # Behind a barrier they are made once; XLA would work them out again in every head and layer.
-    return Turn(*jax.lax.optimization_barrier((jnp.cos(angle), jnp.sin(angle))))
+    return Turn(*made_once((jnp.cos(angle), jnp.sin(angle))))
 
 
 def rotary(x_BTHK: jax.Array, by: Turn) -> jax.Array:

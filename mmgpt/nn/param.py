@@ -56,7 +56,7 @@ def zeros(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 def param(rngs: nnx.Rngs, axes: str, shape: tuple[int, ...], init: Init, *, kind: type[Any] = Param) -> Any:
     """A float32 weight of `shape`, stored as the rules table says for its logical `axes`."""
-    spec = rules.spec(axes, rules.STORE, shape, "parameter")
+    spec = rules.stored(axes, shape)
     return kind(jax.sharding.reshard(init(rngs.params(), shape), spec), axes=axes)
 
 
@@ -66,28 +66,35 @@ def use(weight: Any, dtype: jnp.dtype | type = jnp.float32) -> jax.Array:
     return jax.sharding.reshard(value, rules.spec(weight.axes, rules.USE, value.shape, "weight"))
 
 
-def einsum(equation: str, x: jax.Array, w: jax.Array, axes: str) -> jax.Array:
-    """`jnp.einsum` whose result has the logical `axes`."""
-    return _product(equation, rules.spec(axes, rules.ACT), x, w)
+def einsum(equation: str, x: jax.Array, w: Any, axes: str) -> jax.Array:
+    """`jnp.einsum` of an activation and a weight as `use` gives it, in `x`'s dtype; the result has the logical `axes`.
+
+    The backward pass gathers the weight again, and adds its gradient up (in that dtype) right where the weight lies at
+    rest: a reduce-scatter over `fsdp`, where the gradient of a gathered weight would be a whole one on every device.
+    """
+    return _product(equation, rules.spec(axes, rules.ACT), rules.spec(w.axes, rules.USE), x, w[...])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _product(equation: str, out: Any, x: jax.Array, w: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, x, w, out_sharding=out)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1, 2))
+def _product(equation: str, out: Any, whole: Any, x: jax.Array, w: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, x, jax.sharding.reshard(w.astype(x.dtype), whole), out_sharding=out)
 
 
-def _forward(equation: str, out: Any, x: jax.Array, w: jax.Array) -> tuple[jax.Array, Any]:
-    return jnp.einsum(equation, x, w, out_sharding=out), (x, w)  # plain, so that a remat policy sees the product
+def _forward(equation: str, out: Any, whole: Any, x: jax.Array, w: jax.Array) -> tuple[jax.Array, Any]:
+    gathered = jax.sharding.reshard(w.astype(x.dtype), whole)
+    return jnp.einsum(equation, x, gathered, out_sharding=out), (x, w)  # plain: a remat policy sees the product
 
 
-def _backward(equation: str, out: Any, saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
+def _backward(equation: str, out: Any, whole: Any, saved: Any, g: jax.Array) -> tuple[jax.Array, jax.Array]:
     """As JAX's own rule, but `w`'s gradient comes from (x, g) and not from (g, x): the CPU transposes its left side,
     and `x` is shared by several products.
     """
     x, w = saved
     (a, b), c = equation.split("->")[0].split(","), equation.split("->")[1]
-    dx = jnp.einsum(f"{c},{b}->{a}", g, w, out_sharding=jax.typeof(x).sharding.spec)
-    return dx, jnp.einsum(f"{a},{c}->{b}", x, g, out_sharding=jax.typeof(w).sharding.spec)
+    gathered = jax.sharding.reshard(w.astype(x.dtype), whole)
+    dx = jnp.einsum(f"{c},{b}->{a}", g, gathered, out_sharding=jax.typeof(x).sharding.spec)
+    dw = jnp.einsum(f"{a},{c}->{b}", x, g, out_sharding=jax.typeof(w).sharding.spec)
+    return dx, dw.astype(w.dtype)
 
 
 _product.defvjp(_forward, _backward)

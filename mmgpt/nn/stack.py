@@ -6,9 +6,35 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 
-Remat = Literal["none", "full", "matmuls"]
-"""What the backward pass recomputes: nothing, everything inside a layer, or all but the matmuls' outputs."""
+Remat = Literal["none", "matmuls", "projections", "attention", "full", "offload"]
+"""What the backward pass recomputes, from nothing to everything inside a layer.
+
+"matmuls" keeps the outputs of all matmuls but the last; "projections" those around attention, and attention's output;
+"attention" that output alone; "full" nothing but a layer's input. "offload" is "attention" with the inputs in the
+host's memory.
+"""
+
+KEPT: dict[str, tuple[str, ...]] = {
+    "matmuls": ("attention", "projections", "mlp"),
+    "projections": ("attention", "projections"),
+    "attention": ("attention",),
+    "full": (),
+}
+"""What a policy keeps: values that layers and kernels give these names by `jax.ad_checkpoint.checkpoint_name`."""
+
+
+def _policy(remat: Remat) -> Any:
+    policies = jax.checkpoint_policies
+    if remat == "offload":
+        return policies.save_and_offload_only_these_names(
+            names_which_can_be_saved=KEPT["attention"],
+            names_which_can_be_offloaded=("input",),
+            offload_src="device",
+            offload_dst="pinned_host",
+        )
+    return policies.save_only_these_names(*KEPT[remat])
 
 
 class Stack(nnx.Module):
@@ -35,12 +61,10 @@ class Stack(nnx.Module):
 
         def layer(x: jax.Array, inputs: tuple[Any, Any]) -> tuple[jax.Array, None]:
             slices, extra = inputs
-            return call(nnx.merge(structure, slices), x, extra), None
+            return call(nnx.merge(structure, slices), checkpoint_name(x, "input"), extra), None
 
         if self.remat != "none":
-            policies = jax.checkpoint_policies
-            policy = policies.dots_with_no_batch_dims_saveable if self.remat == "matmuls" else None
-            layer = jax.checkpoint(layer, policy=policy, prevent_cse=not self.scan)
+            layer = jax.checkpoint(layer, policy=_policy(self.remat), prevent_cse=not self.scan)
         if self.scan:
             return jax.lax.scan(layer, x, (state, per_layer))[0]
         for i in range(self.layers):

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 
 from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import MODALITIES, Batch
+from mmgpt.kernels.cross_entropy.api import CHUNK_BYTES, cross_entropy
 from mmgpt.models.decoder import Decoder
 from mmgpt.objectives.objective import Loss, ObjectiveConfig
 from mmgpt.tokens.vocabulary import Vocabulary
@@ -15,10 +16,12 @@ class NextToken:
         """`vocab` counts the ids in use: padded rows above it leave the softmax; 0 is filled in from the grammar.
 
         `z_loss` weighs log(Z)^2, which keeps logits from drifting (arXiv 2202.08906; Chameleon uses 1e-5).
+        `chunk_bytes` is the memory for the logits of a chunk of positions: those of all are never there at once.
         """
 
         vocab: int = 0
         z_loss: float = 1e-5
+        chunk_bytes: int = CHUNK_BYTES
 
         def fit(self, vocabulary: Vocabulary) -> "NextToken.Config":
             """The config with the vocabulary's number of ids, unless it names its own."""
@@ -27,37 +30,37 @@ class NextToken:
         def build(self) -> "NextToken":
             if self.vocab <= 0:
                 raise ConfigError("objective.vocab is 0: give the grammar's number of ids.")
+            if self.chunk_bytes < 1:
+                raise ConfigError(f"objective.chunk_bytes is {self.chunk_bytes}; give 1 or more, as {CHUNK_BYTES}.")
             return NextToken(self)
 
     def __init__(self, c: "NextToken.Config"):
-        self.vocab = c.vocab
-        self.coefficients = {"next_token": 1.0, "z_loss": c.z_loss}
+        self.config = c
+        self.coefficients = {"next_token": 1.0}
 
     def corrupt(self, key: jax.Array, batch: Batch) -> Batch:
         return batch
 
     def loss(self, model: Decoder, batch: Batch, key: jax.Array | None) -> Loss:
-        """Terms "next_token" and "z_loss"; metrics: loss and accuracy of each modality, unweighted per token."""
+        """Term "next_token", z-loss included; metrics: that alone, loss and accuracy of each modality by token."""
         stream = batch.streams["tokens"]
-        logits = model(batch, key=key)
-        column = jnp.arange(logits.shape[-1], dtype=jnp.int32)[None, None, :]
-        logits = jnp.where(column < self.vocab, logits, -1e30)
-        highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1))
-        log_z = jnp.log(jnp.sum(jnp.exp(logits - highest[..., None]), axis=-1)) + highest
-        # Elementwise, so that it also works where the vocabulary is sharded; a gather would not.
-        picked = jnp.sum(jnp.where(column == stream.target[..., None], logits, 0.0), axis=-1)
-        cross_entropy = log_z - picked
-        weight = stream.weight
-        total = jnp.sum(weight)
-        terms = {
-            "next_token": (jnp.sum(cross_entropy * weight), total),
-            "z_loss": (jnp.sum(jnp.square(log_z) * weight), total),
-        }
-        right = (picked >= highest).astype(jnp.float32)
-        metrics = {}
+        weight, (projection, rows) = stream.weight, model.projection
+        total, scores = cross_entropy(
+            model.hidden(batch, key=key),
+            projection[...],
+            stream.target,
+            weight,
+            used=self.config.vocab,
+            z_loss=self.config.z_loss,
+            rows=rows,
+            chunk_bytes=self.config.chunk_bytes,
+        )
+        weights = jnp.sum(weight)
+        metrics = {"z_loss": (jnp.sum(self.config.z_loss * jnp.square(scores.log_z) * weight), weights)}
+        right = scores.right.astype(jnp.float32)
         for number, name in enumerate(MODALITIES[:3]):
             counted = ((weight > 0) & (stream.modality == number)).astype(jnp.float32)
             count = jnp.sum(counted)
-            metrics[f"loss/{name}"] = (jnp.sum(cross_entropy * counted), count)
+            metrics[f"loss/{name}"] = (jnp.sum(scores.cross_entropy * counted), count)
             metrics[f"accuracy/{name}"] = (jnp.sum(right * counted), count)
-        return Loss(terms, metrics)
+        return Loss({"next_token": (total, weights)}, metrics)

@@ -152,9 +152,7 @@ def _matrix(path: Any, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | 
     """Which axes of a stacked parameter make its matrix; None for what is no matrix of a layer."""
     if not any(part.key == "stacked" for part in path) or leaf.ndim < 3:
         return None
-    into = leaf.ndim - 2 if path[-1].key == "out" else 1
-    dims = tuple(range(1, leaf.ndim))
-    return optax.contrib.MuonDimensionNumbers(reduction_axis=dims[:into], output_axis=dims[into:])
+    return optax.contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=tuple(range(2, leaf.ndim)))
 
 
 def _decayed(params: Any) -> Any:

@@ -41,7 +41,7 @@ class Structure:
         for path, leaf in arrays:
             names = leaf.axes.split()
             shape = leaf.get_value().shape[-len(names) :]  # without the layers of a stack
-            rules.spec(leaf.axes, rules.STORE, shape, "parameter " + "/".join(str(p) for p in path))
+            rules.stored(leaf.axes, shape, "parameter " + "/".join(str(p) for p in path))
 
     def merge(self, params: Any, variables: Any) -> Any:
         """The module with these arrays in it; shares them, copies nothing."""
@@ -93,7 +93,7 @@ def _concrete(tree: Any) -> Any:
     mesh = jax.sharding.get_mesh()
 
     def concrete(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-        spec = rules.spec("", rules.STORE) if leaf.sharding is None else leaf.sharding.spec
+        spec = rules.spec("", rules.USE) if leaf.sharding is None else leaf.sharding.spec
         sharding = jax.sharding.NamedSharding(mesh, spec)
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 

@@ -10,6 +10,7 @@ import optax
 
 from mmgpt.core.stream import Batch
 from mmgpt.dist import axes as rules
+from mmgpt.dist import compiler
 from mmgpt.kernels.attention.balance import balanced
 from mmgpt.objectives.objective import Loss, Objective, mean, total
 from mmgpt.train.optimizer import Optimizer
@@ -80,7 +81,7 @@ def make_step(
         }
         return kept, metrics
 
-    return jax.jit(step, donate_argnums=0)
+    return jax.jit(step, donate_argnums=0, compiler_options=compiler.options())
 
 
 def make_evaluation(structure: Structure, objective: Objective) -> Callable[[Any, Any, Batch], Loss]:
@@ -90,4 +91,4 @@ def make_evaluation(structure: Structure, objective: Objective) -> Callable[[Any
         corrupted = objective.corrupt(jax.random.key(0), batch)
         return objective.loss(structure.merge(params, variables), corrupted, None)
 
-    return jax.jit(evaluate)
+    return jax.jit(evaluate, compiler_options=compiler.options())

@@ -36,7 +36,10 @@ def test_a_cpu_is_split_unless_the_environment_says_how(flags: str, devices: int
 
 def test_logical_axes_become_mesh_axes() -> None:
     with jax.set_mesh(Mesh.Config(fsdp=2, context=2, tensor=2).build()):
-        assert rules.spec("embed mlp", rules.STORE) == jax.P("fsdp", "tensor")
+        assert rules.stored("embed mlp", (8, 8)) == jax.P("fsdp", "tensor")
+        assert rules.stored("mlp embed", (8, 8)) == jax.P(("tensor", "fsdp"), None)
+        assert rules.stored("mlp embed", (6, 8)) == jax.P("tensor", "fsdp")  # the first that divides
+        assert rules.stored("norm", (3,)) == jax.P(None)
         assert rules.spec("embed mlp", rules.USE) == jax.P(None, "tensor")
         assert rules.spec("batch seq embed", rules.ACT) == jax.P("fsdp", "context", None)
     with jax.set_mesh(Mesh.Config(replica=2, fsdp=4).build()):
@@ -45,15 +48,17 @@ def test_logical_axes_become_mesh_axes() -> None:
 
 def test_what_cannot_be_laid_out_is_told() -> None:
     with pytest.raises(ShardingError, match="no mesh is set"):
-        rules.spec("embed", rules.STORE)
+        rules.spec("embed", rules.USE)
     with jax.set_mesh(Mesh.Config(fsdp=4, tensor=2).build()):
         with pytest.raises(ShardingError, match="unknown logical axis 'embd'; known are embed, mlp"):
-            rules.spec("embd mlp", rules.STORE)
+            rules.spec("embd mlp", rules.USE)
         with pytest.raises(ShardingError, match="tensor is used by two dimensions"):
-            rules.spec("mlp heads", rules.STORE)
+            rules.spec("mlp heads", rules.USE)
         with pytest.raises(
-            ShardingError, match=r"gate .*shape \(6, 4\).*'embed' of 6 does not divide over 4 devices \(fsdp\)"
+            ShardingError, match=r"gate .*shape \(6, 4\).*no dimension of embed, mlp divides over fsdp=4; change the size"
         ):
-            rules.spec("embed mlp", rules.STORE, (6, 4), "gate")
+            rules.stored("embed mlp", (6, 4), "gate")
+        with pytest.raises(ShardingError, match=r"down .*'mlp' of 3 does not divide over 2 devices \(tensor\)"):
+            rules.stored("mlp embed", (3, 4), "down")
         with pytest.raises(ShardingError, match="2 axis names for 1 dimensions"):
-            rules.spec("embed mlp", rules.STORE, (8,))
+            rules.spec("embed mlp", rules.USE, (8,))

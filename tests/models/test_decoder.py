@@ -342,7 +342,7 @@ def test_fresh_logits_are_of_order_one_at_any_depth_and_the_same_on_every_mesh()
     [
         ({"kv_heads": 1}, "fsdp=4,tensor=2", ("attention/k", "kv_heads", "1 does not divide over 2")),
         ({"mlp": 33}, "fsdp=4,tensor=2", ("mlp/", "'mlp' of 33 does not divide over 2")),
-        ({"embed": 20}, "fsdp=8", ("embed", "20 does not divide over 8 devices (fsdp)")),
+        ({"embed": 20, "mlp": 36}, "fsdp=8", ("mlp/", "divides over fsdp=8; change the size")),
         ({"vocab": 321}, "fsdp=4,tensor=2", ("embedding", "'vocab' of 321 does not divide over 2")),
     ],
 )

@@ -70,7 +70,7 @@ def test_muon_turns_stacked_matrices_and_steps_the_rest_by_adam_with_nesterov() 
     rng = np.random.default_rng(0)
     draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
     params = {
-        "stack": {"stacked": {"gate": draw(2, 6, 8), "out": draw(2, 2, 3, 4), "scale": draw(2, 4)}},
+        "stack": {"stacked": {"gate": draw(2, 6, 8), "out": draw(2, 6, 4), "scale": draw(2, 4)}},
         "head": draw(4, 8),
     }
     grads = jax.tree.map(lambda x: x * 0.1, params)

@@ -94,7 +94,7 @@ def test_the_average_follows_the_parameters(made) -> None:
 
 def test_values_that_are_told(made) -> None:
     _, values = made[2](fresh(made), rows(0))
-    total = float(values["next_token"]) + 1e-5 * float(values["z_loss"])
+    total = float(values["next_token"])
     assert float(values["loss"]) == pytest.approx(total, rel=1e-6)
     assert float(values["learning_rate"]) == float(made[1].schedule(0))
     assert float(values["gradient_norm"]) > 0

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.ad_checkpoint import checkpoint_name
 
 LOG2E = float(np.log2(np.e))
 LOWEST = -1e30
@@ -18,10 +19,12 @@ MOST_BOUND = 64.0
 
 
 class Options(NamedTuple):
-    """What a kernel is compiled for: `bounded` logits need no maximum, `sinks` start the sums."""
+    """What a kernel is compiled for: `bounded` logits need no maximum, None where only the step tells; `sinks` start
+    the sums.
+    """
 
     soft_cap: float | None
-    bounded: bool = False
+    bounded: bool | None = False
     sinks: bool = False
 
     @property
@@ -63,6 +66,11 @@ def solved_for(options: Options, bound: jax.Array | None, solve: Callable[[Optio
         return solve(options)
     both = (functools.partial(solve, options._replace(bounded=said)) for said in (True, False))
     return jax.lax.cond(bound, *both)
+
+
+def kept(out: jax.Array, lse: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """What the backward pass needs, under the name by which remat policies keep it (`nn/stack.py`)."""
+    return checkpoint_name(out, "attention"), checkpoint_name(lse, "attention")
 
 
 def filled(x_BTHK: jax.Array, size: int) -> jax.Array:

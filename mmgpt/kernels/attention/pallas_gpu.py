@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mmgpt.dist.mesh import platform
 from mmgpt.kernels.attention import cudnn, ring
-from mmgpt.kernels.attention.logits import LOG2E, UNSEEN, Options, filled, settled, solved_for
+from mmgpt.kernels.attention.logits import LOG2E, UNSEEN, Options, filled, kept, settled, solved_for
 from mmgpt.kernels.attention.pallas_gpu_kernels import Static, backward, forward
 from mmgpt.kernels.attention.plan import Blocks, Plan
 from mmgpt.kernels.attention.ring import Ring, Steps
@@ -132,11 +132,12 @@ def _solve(way: _Way, q, k, v, sinks, plan: Plan, bound) -> Any:
         out, lse = jax.lax.cond(plan.causal[0], lambda: cudnn.attention(q, k, v, static.scale), by_blocks)
     else:
         out, lse = by_blocks()
+    out, lse = kept(out, lse)
     return (out, lse), (q, k, v, sinks, plan, out, lse)
 
 
-def _gradients(way: _Way, kept: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
-    (q, k, v, sinks, plan, out, lse), static = kept, way.static
+def _gradients(way: _Way, saved: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+    (q, k, v, sinks, plan, out, lse), static = saved, way.static
     do, dlse = cotangents
     do, blind = do.astype(v.dtype), jnp.isneginf(lse)
     # A probability's logit moves out, and lse by the probability itself: both take part in every logit's gradient.

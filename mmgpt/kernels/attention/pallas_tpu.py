@@ -11,7 +11,7 @@ import jax.numpy as jnp
 
 from mmgpt.dist.mesh import device_kind
 from mmgpt.kernels.attention import ring
-from mmgpt.kernels.attention.logits import LOG2E, UNSEEN, Options, filled, settled, solved_for
+from mmgpt.kernels.attention.logits import LOG2E, UNSEEN, Options, filled, kept, settled
 from mmgpt.kernels.attention.pallas_tpu_backward import backward
 from mmgpt.kernels.attention.pallas_tpu_forward import LANES, forward
 from mmgpt.kernels.attention.plan import LAST_ENTRIES, MOST_ENTRIES, MOST_SIDE, NOWHERE, Blocks, Plan, side
@@ -109,20 +109,19 @@ def _solve(static: Static, q, k, v, sinks, plan: Plan, bound) -> Any:
     """`bound`: whether logits are bounded, as the step runs; None where the options say it."""
     start = jnp.zeros(q.shape[:2], jnp.float32) if sinks is None else sinks
 
-    def solve(options: Options) -> tuple[jax.Array, jax.Array]:
-        out, lse = forward(q, k, v, start, plan, options, static.interpret)
-        return out, lse[:, :, 0]
-
-    out, lse = solved_for(static.options, bound, solve)
+    # The kernel chooses, and not a conditional around it, behind which the compiler could not move communication.
+    options = static.options if bound is None else static.options._replace(bounded=None)
+    out, lse = forward(q, k, v, start, plan, options, bound, static.interpret)
+    out, lse = kept(out, lse[:, :, 0])
     return (out, lse), (q, k, v, sinks, plan, out, lse)
 
 
-def gradients(static: Static, kept: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+def gradients(static: Static, saved: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
     """Those of `q [G, R, N, K]`, `k, v [G, M, K]` and `sinks [G, R]` for those of `out` and `lse [G, R, N]`.
 
-    `kept`: q, k, v, sinks, the plan, out and lse; these two may be over more keys than k.
+    `saved`: q, k, v, sinks, the plan, out and lse; these two may be over more keys than k.
     """
-    q, k, v, sinks, plan, out, lse = kept
+    q, k, v, sinks, plan, out, lse = saved
     do, dlse = cotangents
     options = static.options
     blind = jnp.isneginf(lse)

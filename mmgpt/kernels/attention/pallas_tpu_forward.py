@@ -24,6 +24,8 @@ LANES = 128
 VMEM_LIMIT = 60 * 2**20
 BOUNDED_CHUNK, ONLINE_CHUNK = 256, 512
 """Queries whose logits are made ahead of being weighed: the fastest of 128 to 1,024 by the schedules of v5p and v7x."""
+NO_CLASS = -1
+"""What no block is of."""
 TOGETHER = 2048
 """Queries of the heads that share a schedule, at most: more gain nothing, and spill registers."""
 
@@ -137,10 +139,10 @@ class _Block(NamedTuple):
     waiting: Any
     options: Options
 
-    def begin(self, sinks: Any) -> None:
+    def begin(self, sinks: Any, bounded: jax.Array) -> None:
         self.acc[...] = jnp.zeros_like(self.acc)
         self.sums[...] = jnp.full_like(self.sums, 1.0 if self.options.sinks else 0.0)
-        self.high[...] = jnp.full_like(self.high, LOWEST)
+        self.high[...] = jnp.full_like(self.high, jnp.where(bounded, 0.0, LOWEST))
         for r in range(self.q.shape[1]) if self.options.sinks else ():
             self.high[r] = jnp.full(self.high.shape[1:], sinks[pl.program_id(0), r] * LOG2E, jnp.float32)
 
@@ -187,8 +189,7 @@ class _Block(NamedTuple):
         empty = self.sums[r] == 0.0
         total = jnp.where(empty, 1.0, self.sums[r])
         out[0, r] = jnp.transpose((self.acc[r] / total).astype(out.dtype))
-        shift = 0.0 if self.options.bounded else self.high[r]
-        lse[0, r] = jnp.where(empty, -jnp.inf, (jnp.log2(total) + shift) * (1.0 / LOG2E))
+        lse[0, r] = jnp.where(empty, -jnp.inf, (jnp.log2(total) + self.high[r]) * (1.0 / LOG2E))
 
 
 def each_class(klass: jax.Array, mask: Mask, key_island: Any, heads: int, width: int, body: Any) -> None:
@@ -204,13 +205,18 @@ def each_class(klass: jax.Array, mask: Mask, key_island: Any, heads: int, width:
 
 
 def _kernel(*refs: Any, options: Options) -> None:
-    entries, base, q, k, vt, start, stop, island, key_island, sinks = refs[:10]
-    out, lse, acc, high, sums, keys, waiting = refs[10:]
+    entries, base, bounded, q, k, vt, start, stop, island, key_island, sinks = refs[:11]
+    out, lse, acc, high, sums, keys, waiting = refs[11:]
     _, key_block, klass, begins, finishes = ends(entries)
     mask = Mask(start, stop, island, keys)
     block = _Block(q, k, vt, mask, base[key_block], acc, high, sums, waiting, options)
-    pl.when(begins)(lambda: block.begin(sinks))
-    each_class(klass, mask, key_island, q.shape[1], q.shape[2], block.attend)
+    pl.when(begins)(lambda: block.begin(sinks, bounded[0] != 0))
+    for said in (True, False) if options.bounded is None else ():
+        known = block._replace(options=options._replace(bounded=said))
+        here = jnp.where((bounded[0] != 0) == said, klass, NO_CLASS)
+        each_class(here, mask, key_island, q.shape[1], q.shape[2], known.attend)
+    if options.bounded is not None:
+        each_class(klass, mask, key_island, q.shape[1], q.shape[2], block.attend)
     pl.when(finishes)(lambda: each_head(q.shape[1], functools.partial(block.finish, out, lse)))
 
 
@@ -221,16 +227,21 @@ def forward(
     sinks_GR: jax.Array,
     plan: Plan,
     options: Options,
+    bounded: jax.Array | None = None,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
-    """`(out [G, R, N, K] in v's dtype, lse [G, R, 1, N] float32)`; zeros and -inf where nothing is seen."""
+    """`(out [G, R, N, K] in v's dtype, lse [G, R, 1, N] float32)`; zeros and -inf where nothing is seen.
+
+    `bounded []` says it of the logits where the options leave it open; the kernel then holds the bodies of both.
+    """
     G, R, N, K = q_GRNK.shape
     bq, bk = plan.blocks
     waiting = chunks(bq, BOUNDED_CHUNK if options.bounded else ONLINE_CHUNK)[0].size
     at = Specs.of(R, K, plan, by_key=False)
     rows = (at.row, at.row, at.row, at.key_row)
+    said = jnp.reshape(jnp.asarray(options.bounded if bounded is None else bounded, jnp.int32), (1,))
     grid = pltpu.PrefetchScalarGridSpec(
-        num_scalar_prefetch=2,
+        num_scalar_prefetch=3,
         grid=(G, plan.count_by_query[0]),
         in_specs=[at.heads, at.keys, at.turned, *rows, pl.BlockSpec(memory_space=pltpu.SMEM)],
         out_specs=[at.heads, at.sums],
@@ -252,4 +263,4 @@ def forward(
         compiler_params=PARAMS,
         name="attention_forward",
         interpret=interpret,
-    )(plan.by_query, plan.base, q_GRNK, k_GMK, jnp.swapaxes(v_GMK, 1, 2), *rows_of(plan), sinks_GR)
+    )(plan.by_query, plan.base, said, q_GRNK, k_GMK, jnp.swapaxes(v_GMK, 1, 2), *rows_of(plan), sinks_GR)

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from mmgpt.core.stream import Visibility
 from mmgpt.kernels.attention import plan
-from mmgpt.kernels.attention.logits import merged
+from mmgpt.kernels.attention.logits import kept, merged
 from mmgpt.kernels.attention.plan import Blocks, Plan
 
 
@@ -91,12 +91,12 @@ def _forward(steps: Steps, q, k, v, ring: Ring, bound) -> Any:
 
     nothing = jnp.zeros(q.shape[:-1] + v.shape[-1:], jnp.float32), jnp.full(q.shape[:-1], -jnp.inf, jnp.float32)
     (_, (out, lse)), _ = jax.lax.scan(step, ((k, v), nothing), ring.plans)
-    out = out.astype(v.dtype)
+    out, lse = kept(out.astype(v.dtype), lse)
     return (out, lse), (q, k, v, ring, out, lse)
 
 
-def _backward(steps: Steps, kept: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
-    q, k, v, ring, out, lse = kept
+def _backward(steps: Steps, saved: Any, cotangents: tuple[jax.Array, jax.Array]) -> tuple[Any, ...]:
+    q, k, v, ring, out, lse = saved
 
     def step(carry: Any, plan: Plan) -> tuple[Any, None]:
         (k, v), dq, (dk, dv) = carry
@@ -104,8 +104,7 @@ def _backward(steps: Steps, kept: Any, cotangents: tuple[jax.Array, jax.Array]) 
         following, before = _passed_on((k, v), ring.axis), _passed_on((dk, dv), ring.axis)
 
         def worked() -> tuple[jax.Array, Any]:
-            kept = q, k, v, None, plan, out, lse
-            own, own_dk, own_dv, *_ = steps.gradients(steps.static, kept, cotangents)
+            own, own_dk, own_dv, *_ = steps.gradients(steps.static, (q, k, v, None, plan, out, lse), cotangents)
             return dq + own.astype(jnp.float32), (own_dk, own_dv)
 
         dq, found = jax.lax.cond(plan.any(), worked, lambda: (dq, (jnp.zeros_like(k), jnp.zeros_like(v))))

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from mmgpt.kernels.attention import ring
-from mmgpt.kernels.attention.logits import LOWEST, filled
+from mmgpt.kernels.attention.logits import LOWEST, filled, kept
 from mmgpt.kernels.attention.plan import EMPTY, FULL, Blocks, Plan, unpacked
 from mmgpt.kernels.attention.ring import Ring, Steps
 
@@ -192,7 +192,7 @@ def _forward(
     empty = total == 0.0
     total = jnp.where(empty, 1.0, total)
     out = (out / total[..., None]).astype(v_JGCK.dtype)
-    lse = jnp.where(empty, -jnp.inf, highest + jnp.log(total))
+    out, lse = kept(out, jnp.where(empty, -jnp.inf, highest + jnp.log(total)))
     return (out, lse), (q_NGMK, k_JGCK, v_JGCK, sinks_GR, plan, out, lse)
 
 
