@@ -9,12 +9,12 @@ import jax
 
 from mmgpt.core.config import ConfigError
 from mmgpt.core.log import check_writable, console, show, table, write_json
-from mmgpt.evaluate import bench_attention_project
+from mmgpt.plan import attention as project
 from mmgpt.evaluate.bench_attention_compile import TOPOLOGIES, compiled, cycles_of
 from mmgpt.evaluate.bench_attention_ours import BACKWARD, cores, side
 from mmgpt.evaluate.bench_attention_peers import Case
-from mmgpt.evaluate.bench_attention_project import MIXES, Cycles, Visits, projected
-from mmgpt.evaluate.kernel_cycles import TARGETS, Chip
+from mmgpt.plan.attention import MIXES, Cycles, Visits, projected
+from mmgpt.plan.kernel_cycles import TARGETS, Chip
 from mmgpt.evaluate.plan_picture import picture_of
 from mmgpt.kernels.attention.plan import Blocks
 
@@ -117,7 +117,7 @@ def _accelerated() -> bool:
 
 
 def _picture(mix: str, block: int, path: Path) -> None:
-    picture_of(bench_attention_project.documents(*MIXES[mix]), Blocks(block, block), mix, path)
+    picture_of(project.documents(*MIXES[mix]), Blocks(block, block), mix, path)
     console.print(f"wrote {path}")
 
 
@@ -195,20 +195,20 @@ def _mix(mix: str, cycles: dict[str, dict[str, Cycles]], case: Case, side: int, 
     chip's peak, and ratios to ours."""
     chip = TARGETS[case.target]
     length, kind = MIXES[mix]
-    document = bench_attention_project.documents(length, kind)
-    ours = bench_attention_project.visits(bench_attention_project.planned(document, Blocks(side, side)))
-    every = bench_attention_project.causal(length, case.block)
-    made = bench_attention_project.planned(document, Blocks(case.block, case.block))
-    overlapping = bench_attention_project.by_segments(made)
+    document = project.documents(length, kind)
+    ours = project.visits(project.planned(document, Blocks(side, side)))
+    every = project.causal(length, case.block)
+    made = project.planned(document, Blocks(case.block, case.block))
+    overlapping = project.by_segments(made)
     seen: dict[str, dict[str, Visits]] = {
         "ours": ours,
         "splash": dict.fromkeys(PHASES, every),
         "tokamax": dict.fromkeys(PHASES, overlapping),
     }
-    useful = bench_attention_project.useful_flops(
+    useful = project.useful_flops(
         document, heads=case.heads, head_dim=case.head_dim, sequences=sequences
     )
-    causal = bench_attention_project.causal(length, side)
+    causal = project.causal(length, side)
     line: dict[str, float] = {"our blocks": side, "causal": causal.blocks, "visited": ours["forward"].blocks}
     total = {}
     for name, passes in cycles.items():

@@ -26,8 +26,8 @@ from mmgpt.core.config import ConfigError
 from mmgpt.core.log import console
 from mmgpt.evaluate import bench_attention_ours, bench_attention_peers
 from mmgpt.evaluate.bench_attention_peers import Case
-from mmgpt.evaluate.bench_attention_project import Cycles
-from mmgpt.evaluate.kernel_cycles import TARGETS, Kernel, read_all
+from mmgpt.plan.attention import Cycles
+from mmgpt.plan.kernel_cycles import TARGETS, Kernel, read_all
 
 TOPOLOGIES = {"v5p": "v5p:2x2x1", "v5e": "v5e:2x2", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
 PROGRAMS = {

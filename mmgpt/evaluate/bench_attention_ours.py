@@ -12,7 +12,7 @@ import numpy as np
 from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import Visibility, packed_causal
 from mmgpt.evaluate.bench_attention_peers import Case, Program
-from mmgpt.evaluate.kernel_cycles import Kernel
+from mmgpt.plan.kernel_cycles import Kernel
 from mmgpt.kernels.attention import pallas_tpu, plan
 from mmgpt.kernels.attention.logits import Options
 

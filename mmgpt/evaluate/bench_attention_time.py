@@ -14,7 +14,7 @@ from mmgpt.core.log import console
 from mmgpt.core.stream import packed_causal
 from mmgpt.evaluate import bench_attention_peers
 from mmgpt.evaluate.bench_attention_peers import Case
-from mmgpt.evaluate.bench_attention_project import MIXES, documents, visible_pairs
+from mmgpt.plan.attention import MIXES, documents, visible_pairs
 from mmgpt.kernels.attention import api
 from mmgpt.kernels.attention import plan as plans
 

@@ -16,6 +16,7 @@ from mmgpt.generate.decode import compiled_for
 from mmgpt.generate.passes import Inputs
 from mmgpt.generate.sampler import Sampler, Sampling
 from mmgpt.models.decoder import Decoder
+from mmgpt.plan import hlo
 from mmgpt.tokens import grammars
 from mmgpt.tokens.text import TextTokenizer
 from mmgpt.train.state import Structure
@@ -51,8 +52,9 @@ def bytes_per_token(target: str, devices: int, batches: tuple[int, ...]) -> dict
     for batch in batches:
         console.print(f"compiling for {devices} x {target}, batch {batch}")
         text, weights, caches = _compiled(mesh, batch)
-        computations, entry = bench_bytes.parse(text)
-        read = bench_bytes.bytes_read(computations, bench_bytes.decoding_loop(computations, entry))
+        program = hlo.parse(text)
+        loop = bench_bytes.decoding_loop(program.computations, program.entry)
+        read = bench_bytes.bytes_read(program.computations, loop)
         figures |= {
             f"batch {batch}/GB read for a step": round(read / 1e9, 3),
             f"batch {batch}/GB of weights": round(weights / 1e9, 3),

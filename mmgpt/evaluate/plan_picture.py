@@ -91,6 +91,6 @@ def _legend(figure: Figure, klass: np.ndarray) -> None:
 
 def picture_of(document: np.ndarray, blocks: plan.Blocks, title: str, path: Path) -> None:
     """Plans a packed row and draws its plan."""
-    from mmgpt.evaluate.bench_attention_project import planned
+    from mmgpt.plan.attention import planned
 
     draw(jax.device_get(planned(document, blocks)), document, title, path)

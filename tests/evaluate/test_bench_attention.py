@@ -14,7 +14,7 @@ from mmgpt.evaluate import bench_attention_compile, bench_attention_ours, bench_
 from mmgpt.evaluate.bench_attention import bench_attention
 from mmgpt.evaluate.bench_attention_compile import compiled, cycles_of
 from mmgpt.evaluate.bench_attention_peers import Case
-from mmgpt.evaluate.bench_attention_project import (
+from mmgpt.plan.attention import (
     MIXES,
     Cycles,
     Visits,

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from mmgpt.evaluate import bench_bytes
+from mmgpt.plan import hlo
 
 HLO = """HloModule m, is_scheduled=true
 
@@ -53,8 +54,8 @@ ENTRY %main (w: bf16[4,8,16], x: f32[8]) -> f32[8] {
 
 def test_loops_count_their_slices_and_writes_in_place() -> None:
     """Four times a slice of 256 bytes and a counter read by two fusions; what lies in fast memory is free."""
-    computations, entry = bench_bytes.parse(HLO)
-    assert bench_bytes.bytes_read(computations, entry) == 4 * (256 + 4 + 4) + 2 * 32
+    program = hlo.parse(HLO)
+    assert bench_bytes.bytes_read(program.computations, program.entry) == 4 * (256 + 4 + 4) + 2 * 32
 
 
 @pytest.mark.parametrize("layers", [3, 7])
@@ -69,7 +70,8 @@ def test_a_scan_reads_each_layer_once_and_a_gather_its_rows(layers: int) -> None
     shapes = [jax.ShapeDtypeStruct(s, jnp.float32) for s in ((5000, 256), (layers, 256, 256))]
     text = run.lower(*shapes, jax.ShapeDtypeStruct((1,), jnp.int32)).compile().as_text()
     assert text is not None
-    computations, entry = bench_bytes.parse(text)
+    program = hlo.parse(text)
+    computations, entry = program.computations, program.entry
     least = layers * 256 * 256 * 4
     found = bench_bytes.bytes_read(computations, entry)
     assert least <= found < 2.2 * least  # a CPU may copy a layer out of the stack before it reads it
@@ -84,6 +86,7 @@ def test_the_decoding_loop_is_the_one_whose_length_depends_on_data() -> None:
 
     text = run.lower(jax.ShapeDtypeStruct((64,), jnp.float32)).compile().as_text()
     assert text is not None
-    computations, entry = bench_bytes.parse(text)
+    program = hlo.parse(text)
+    computations, entry = program.computations, program.entry
     body = bench_bytes.decoding_loop(computations, entry)
     assert 256 <= bench_bytes.bytes_read(computations, body) < 1024

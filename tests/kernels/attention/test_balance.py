@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from mmgpt.core.stream import Batch, Stream, Visibility, packed_causal
-from mmgpt.evaluate.bench_attention_project import documents
+from mmgpt.plan.attention import documents
 from mmgpt.kernels.attention import balance, plan
 from mmgpt.kernels.attention.plan import Blocks
 from mmgpt.kernels.attention.reference import visible

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from mmgpt.core.config import ConfigError
-from mmgpt.evaluate import kernel_cycles
-from mmgpt.evaluate.kernel_cycles import TARGETS
+from mmgpt.plan import kernel_cycles
+from mmgpt.plan.kernel_cycles import TARGETS
 
 COLUMNS = "MATMUL, MATPUSH, XLU, VALU, VPOP, EUP, VLOAD, VLOAD:FILL, VSTORE, VSTORE:SPILL, SALU"
 NOTHING = "0 0 0 0 0 0 0 0 0 0 0"

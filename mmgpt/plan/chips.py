@@ -1,0 +1,79 @@
+"""What a plan knows of a TPU: peak, memory, links, as published, and what its topologies are called."""
+
+import dataclasses
+from typing import Any
+
+from mmgpt.core.config import ConfigError
+from mmgpt.plan.kernel_cycles import TARGETS
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Chip:
+    """One device of JAX: a chip, of a v7x one of its two.
+
+    `target` is the name of its cores' schedule (`kernel_cycles.TARGETS`); `memory` bytes of HBM and `bandwidth` of it,
+    bytes a second; `link` bytes a second of one ICI link, one way; `dimensions` of the torus. `whole`: devices of a chip.
+    """
+
+    target: str
+    memory: float
+    bandwidth: float
+    link: float
+    dimensions: int
+    whole: int = 1
+
+    @property
+    def clock(self) -> float:
+        """Cycles a second."""
+        return TARGETS[self.target].clock * 1e9
+
+    @property
+    def peak(self) -> float:
+        """bfloat16 FLOP/s."""
+        return TARGETS[self.target].peak * TARGETS[self.target].cores * 1e12
+
+
+CHIPS = {
+    "v4": Chip(target="v4", memory=32e9, bandwidth=1.23e12, link=45e9, dimensions=3),
+    "v5e": Chip(target="v5e", memory=16e9, bandwidth=0.82e12, link=45e9, dimensions=2),
+    "v5p": Chip(target="v5p", memory=95e9, bandwidth=2.46e12, link=90e9, dimensions=3),
+    "v6e": Chip(target="v6e", memory=32e9, bandwidth=1.64e12, link=90e9, dimensions=2),
+    "tpu7x": Chip(target="v7x", memory=96e9, bandwidth=3.7e12, link=100e9, dimensions=3, whole=2),
+}
+"""Memory, bandwidth and links as published (jax-ml.github.io/scaling-book, docs.cloud.google.com/tpu); of a v7x half a
+chip's, and its link is the published 1.2 TB/s over six links in both directions."""
+
+
+def chip_of(topology: str) -> Chip:
+    """The chip of a topology's name, as "v5p:8x8x4". ConfigError where it is none."""
+    kind, _, sides = topology.partition(":")
+    numbers = sides.split("x")
+    if kind not in CHIPS or not all(n.isdigit() and int(n) > 0 for n in numbers):
+        raise ConfigError(
+            f"--topology {topology!r}: give a chip and the sides of its torus, as v5p:8x8x4, v5e:16x16 or tpu7x:4x4x4; "
+            f"chips are {', '.join(CHIPS)}."
+        )
+    if len(numbers) != CHIPS[kind].dimensions and not (kind == "v4" and len(numbers) == 3):
+        raise ConfigError(
+            f"--topology {topology!r}: a {kind} has {CHIPS[kind].dimensions} dimensions, as in "
+            f"{kind}:{'x'.join(['4'] * CHIPS[kind].dimensions)}."
+        )
+    return CHIPS[kind]
+
+
+def devices(topology: str, slices: int = 1) -> list[Any]:
+    """The devices of a topology that is not there; ConfigError where the compiler for it cannot be had."""
+    import os
+
+    from jax.experimental import topologies
+
+    chip_of(topology)
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    try:
+        options = {} if slices == 1 else {"num_slices": slices}
+        return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
+    except Exception as e:  # libtpu is missing, another process holds its lock, or it knows no such topology
+        raise ConfigError(
+            f"no compiler for {topology} ({str(e)[:300]}); `pip install libtpu`, let one process compile at a time, and "
+            "name sides that such a pod has."
+        ) from e

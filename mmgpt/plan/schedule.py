@@ -1,0 +1,209 @@
+"""The time of one step from its scheduled program: each instruction's cycles, loops as often as they run, and what
+asynchronous communication hides behind.
+
+The TensorCores execute the instructions of a computation one after another; transfers over the links execute beside
+them, one after another too, from the instruction that issues them on. Where the program needs one that has not ended
+yet, it waits: that is exposed communication. A loop is timed in its second turn, since its first finds idle links.
+
+Cycles are the compiler's own estimates, with these corrections, and no others:
+
+- attention kernels have no estimate: their time comes from their schedules and the blocks visited (`attention.py`);
+- an array filled with one number is timed by its bytes and the memory's bandwidth: the compiler's estimate is ten times
+  that;
+- transfers are timed by bytes and links (`collectives.py`); gathers of rows that run on the SparseCores by bytes and
+  memory.
+"""
+
+import collections
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+
+from mmgpt.plan.chips import Chip
+from mmgpt.plan.collectives import Collective, Torus, found_in
+from mmgpt.plan.hlo import Computation, Instruction, Program, size_of_result, trips
+
+KernelTime = Callable[[Instruction], float | None]
+"""Seconds of a custom call, None where it is no kernel that is known."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Consecutive work of one kind: `begin` and `seconds` on the TensorCores, `what` it is, its `phase`."""
+
+    begin: float
+    seconds: float
+    what: str
+    phase: str
+    name: str
+
+
+@dataclasses.dataclass
+class Told:
+    """What the simulation found: seconds by what and phase, and each transfer with the seconds that were waited."""
+
+    seconds: float = 0.0
+    by_what: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
+    by_phase: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
+    transfers: list[tuple[Collective, float, float]] = dataclasses.field(default_factory=list)
+    """A collective, how often it runs, and the seconds waited for each."""
+    in_loops: list[bool] = dataclasses.field(default_factory=list)
+    unknown: dict[str, int] = dataclasses.field(default_factory=lambda: collections.defaultdict(int))
+    """Custom calls without any time, and how often they run."""
+    largest: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
+    """Seconds by instruction."""
+
+    @property
+    def exposed(self) -> float:
+        """Seconds of waiting for communication."""
+        return self.by_what["waiting for communication"]
+
+
+def phase_of(op_name: str) -> str:
+    """Which part of the step an operation belongs to."""
+    if "rematted_computation" in op_name:
+        return "recomputation"
+    if "transpose(" in op_name:
+        return "backward"
+    return "forward" if "jvp(" in op_name else "update"
+
+
+class Schedule:
+    """Times the program of one chip."""
+
+    def __init__(self, program: Program, chip: Chip, torus: Torus, kernels: KernelTime):
+        self.program, self.chip, self.torus, self.kernels = program, chip, torus, kernels
+        self._products: dict[str, bool] = {}
+
+    def told(self) -> Told:
+        told = Told()
+        told.seconds = self._run(self.program.entry, 0.0, 1.0, told, False)[0]
+        return told
+
+    def _run(self, name: str, idle_from: float, times: float, told: Told, looped: bool) -> tuple[float, float]:
+        """Seconds of a computation whose links are busy until `idle_from`, and until when they are in the end."""
+        computation, now = self.program.computations[name], 0.0
+        ends: dict[str, tuple[float, list[Collective]]] = {}
+        for instruction in computation.values():
+            opcode = instruction.opcode
+            if opcode == "while":
+                spent, idle_from = self._loop(instruction, idle_from - now, times, told)
+                now, idle_from = now + spent, now + spent + idle_from
+            elif opcode == "conditional":
+                branches = [c for key, c in instruction.calls.items() if key.startswith("branch")]
+                longest = max(branches, key=lambda c: self._run(c, 0.0, 0.0, Told(), looped)[0])
+                spent, idle = self._run(longest, idle_from - now, times, told, looped)
+                now, idle_from = now + spent, max(idle_from, now + idle)
+            elif opcode == "call":
+                for called in instruction.calls.values():
+                    spent, idle = self._run(called, idle_from - now, times, told, looped)
+                    now, idle_from = now + spent, max(idle_from, now + idle)
+            elif opcode.endswith(("-start", "-update")) and not opcode.startswith("copy"):
+                begun = self._begun(instruction)
+                if begun and not self._updated(computation, instruction):
+                    idle_from = max(idle_from, now) + sum(c.seconds for c in begun)
+                    ends[instruction.name] = idle_from, begun
+            elif opcode.endswith("-done") and not opcode.startswith("copy"):
+                now += self._waited(ends.get(instruction.operands[0]), now, times, told, looped)
+            elif found := found_in(self.program, instruction):
+                made = [self.torus.collective(self.program, i) for i in found]
+                idle_from = max(idle_from, now) + sum(c.seconds for c in made)
+                now += self._waited((idle_from, made), now, times, told, looped)
+            else:
+                now += self._worked(instruction, times, told)
+        return now, idle_from
+
+    def _loop(self, loop: Instruction, idle_from: float, times: float, told: Told) -> tuple[float, float]:
+        turns = trips(self.program.computations, loop) or 1
+        body = loop.calls["body"]
+        first, idle = self._run(body, idle_from, times, told, True)
+        if turns == 1:
+            return first, idle - first
+        each, idle = self._run(body, idle - first, times * (turns - 1), told, True)
+        return first + each * (turns - 1), idle - each
+
+    def _begun(self, instruction: Instruction) -> list[Collective]:
+        source = instruction
+        if instruction.opcode.endswith("-update"):
+            computation = self._home(instruction)
+            source = computation.get(instruction.operands[0], instruction)
+        return [self.torus.collective(self.program, i) for i in found_in(self.program, source)]
+
+    def _home(self, instruction: Instruction) -> Computation:
+        return next(c for c in self.program.computations.values() if c.get(instruction.name) is instruction)
+
+    @staticmethod
+    def _updated(computation: Computation, instruction: Instruction) -> bool:
+        """Whether another instruction issues what this one prepares."""
+        return any(
+            i.opcode.endswith("-update") and instruction.name in i.operands[:1] for i in computation.values()
+        ) and instruction.opcode.endswith("-start")
+
+    def _waited(
+        self, begun: tuple[float, list[Collective]] | None, now: float, times: float, told: Told, looped: bool
+    ) -> float:
+        if begun is None:
+            return 0.0
+        end, made = begun
+        wait = max(0.0, end - now)
+        told.by_what["waiting for communication"] += wait * times
+        whole = sum(c.seconds for c in made)
+        for c in made:
+            told.transfers.append((c, times, wait * (c.seconds / whole if whole else 0.0)))
+            told.in_loops.append(looped)
+        return wait
+
+    def _worked(self, instruction: Instruction, times: float, told: Told) -> float:
+        if instruction.opcode == "custom-call":
+            seconds = self.kernels(instruction)
+            if seconds is None:
+                if "tpu_custom_call" in instruction.line:
+                    told.unknown[instruction.name] += int(times)
+                return 0.0
+            what = "attention"
+        elif instruction.opcode == "broadcast":
+            seconds, what = size_of_result(instruction) / self.chip.bandwidth, "filling arrays"
+        else:
+            seconds = (instruction.cycles or 0) / self.chip.clock
+            what = "products" if self._multiplies(instruction) else "other"
+        told.by_what[what] += seconds * times
+        told.by_phase[phase_of(instruction.op_name)] += seconds * times
+        told.largest[instruction.name] += seconds * times
+        return seconds
+
+    def _multiplies(self, instruction: Instruction) -> bool:
+        if instruction.opcode in ("convolution", "dot"):
+            return True
+        called = instruction.calls.get("calls")
+        if called is None:
+            return False
+        if called not in self._products:
+            inner = self.program.computations.get(called, {}).values()
+            self._products[called] = any(self._multiplies(i) for i in inner)
+        return self._products[called]
+
+
+def exposed_bytes(told: Told) -> tuple[float, float]:
+    """Bytes of communication inside loops, and those of them that were waited for (each by the share of its time)."""
+    total = waited = 0.0
+    for (c, times, wait), looped in zip(told.transfers, told.in_loops, strict=True):
+        if looped:
+            total += c.bytes * times
+            waited += c.bytes * times * (min(1.0, wait / c.seconds) if c.seconds else 0.0)
+    return total, waited
+
+
+def kernel_name(instruction: Instruction) -> str:
+    """The name that a Pallas kernel was given."""
+    found = re.search(r"(attention_\w+?)(?:\.\d+)?$", instruction.name)
+    return found[1] if found else instruction.name
+
+
+def by_source(told: Told) -> Mapping[str, tuple[float, float, float]]:
+    """`(runs, bytes, seconds waited)` of communication by kind and the line that asked for it."""
+    found: dict[str, tuple[float, float, float]] = {}
+    for c, times, wait in told.transfers:
+        key = f"{c.kind} over {c.group}: {c.source or c.op_name or c.name}"
+        runs, size, waited = found.get(key, (0.0, 0.0, 0.0))
+        found[key] = runs + times, size + c.bytes * times, waited + wait * times
+    return found
