@@ -125,7 +125,7 @@ def stored(axes: str, shape: tuple[int, ...], what: str = "parameter") -> Partit
     )
 
 
-def ways(axis: str, mesh: jax.sharding.Mesh) -> int:
+def ways(axis: str, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
     """Into how many parts a mesh divides an activation's logical axis."""
     return math.prod(mesh.shape[a] for a in ACT[axis])
 

@@ -9,14 +9,14 @@ import jax
 
 from mmgpt.core.config import ConfigError
 from mmgpt.core.log import check_writable, console, show, table, write_json
-from mmgpt.plan import attention as project
 from mmgpt.evaluate.bench_attention_compile import TOPOLOGIES, compiled, cycles_of
 from mmgpt.evaluate.bench_attention_ours import BACKWARD, cores, side
 from mmgpt.evaluate.bench_attention_peers import Case
-from mmgpt.plan.attention import MIXES, Cycles, Visits, projected
-from mmgpt.plan.kernel_cycles import TARGETS, Chip
 from mmgpt.evaluate.plan_picture import picture_of
 from mmgpt.kernels.attention.plan import Blocks
+from mmgpt.plan import attention as project
+from mmgpt.plan.attention import MIXES, Cycles, Visits, projected
+from mmgpt.plan.kernel_cycles import TARGETS, Chip
 
 LONG = 131_072
 BLOCK = 1024
@@ -205,9 +205,7 @@ def _mix(mix: str, cycles: dict[str, dict[str, Cycles]], case: Case, side: int, 
         "splash": dict.fromkeys(PHASES, every),
         "tokamax": dict.fromkeys(PHASES, overlapping),
     }
-    useful = project.useful_flops(
-        document, heads=case.heads, head_dim=case.head_dim, sequences=sequences
-    )
+    useful = project.useful_flops(document, heads=case.heads, head_dim=case.head_dim, sequences=sequences)
     causal = project.causal(length, side)
     line: dict[str, float] = {"our blocks": side, "causal": causal.blocks, "visited": ours["forward"].blocks}
     total = {}

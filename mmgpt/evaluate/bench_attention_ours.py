@@ -12,9 +12,9 @@ import numpy as np
 from mmgpt.core.config import ConfigError
 from mmgpt.core.stream import Visibility, packed_causal
 from mmgpt.evaluate.bench_attention_peers import Case, Program
-from mmgpt.plan.kernel_cycles import Kernel
 from mmgpt.kernels.attention import pallas_tpu, plan
 from mmgpt.kernels.attention.logits import Options
+from mmgpt.plan.kernel_cycles import Kernel
 
 FORWARD, BACKWARD = "attention_forward", "attention_backward"
 """Parts of the names that the kernels' `pallas_call`s have."""

@@ -14,9 +14,9 @@ from mmgpt.core.log import console
 from mmgpt.core.stream import packed_causal
 from mmgpt.evaluate import bench_attention_peers
 from mmgpt.evaluate.bench_attention_peers import Case
-from mmgpt.plan.attention import MIXES, documents, visible_pairs
 from mmgpt.kernels.attention import api
 from mmgpt.kernels.attention import plan as plans
+from mmgpt.plan.attention import MIXES, documents, visible_pairs
 
 CPU_MIXES = {"4k: 1-2k": (4096, "1-2k"), "16k: 4.1k": (16_384, "4.1k")}
 CPU_HEADS = (2, 1, 64)

@@ -12,7 +12,8 @@ class Chip:
     """One device of JAX: a chip, of a v7x one of its two.
 
     `target` is the name of its cores' schedule (`kernel_cycles.TARGETS`); `memory` bytes of HBM and `bandwidth` of it,
-    bytes a second; `link` bytes a second of one ICI link, one way; `dimensions` of the torus. `whole`: devices of a chip.
+    bytes a second; `link` bytes a second of one ICI link, one way; `dimensions` of the torus; `whole`, devices of a
+    chip.
     """
 
     target: str
@@ -74,6 +75,6 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
         return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
     except Exception as e:  # libtpu is missing, another process holds its lock, or it knows no such topology
         raise ConfigError(
-            f"no compiler for {topology} ({str(e)[:300]}); `pip install libtpu`, let one process compile at a time, and "
-            "name sides that such a pod has."
+            f"no compiler for {topology} ({str(e)[:300]}); `pip install libtpu`, let one process compile at a time, "
+            "and name sides that such a pod has."
         ) from e

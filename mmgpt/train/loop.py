@@ -92,7 +92,9 @@ def _steps(
     hook: Hook | None,
 ) -> Outcome:
     run = built.run
-    step_fn = make_step(built.structure, built.objective, built.optimizer, seed=run.seed, ema=run.ema)
+    step_fn = make_step(
+        built.structure, built.objective, built.optimizer, seed=run.seed, ema=run.ema, microbatches=run.microbatches
+    )
     evaluation = make_evaluation(built.structure, built.objective)
     share = rules.share("batch", built.mesh)
     held_out = {

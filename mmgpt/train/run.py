@@ -56,7 +56,8 @@ class Run(config.Config):
     """One training run: everything but the folder it writes to.
 
     `tokens` is None where the model does not read ids. `ema` is the decay of a moving average of the parameters,
-    which inference then uses. `samples` prompts are drawn at every evaluation.
+    which inference then uses. A batch goes through the model in `microbatches` parts, whose gradients are added up.
+    `samples` prompts are drawn at every evaluation.
     """
 
     model: ModelConfig
@@ -67,6 +68,7 @@ class Run(config.Config):
     mesh: Mesh.Config = Mesh.Config()
     checkpoint: Checkpoints.Config = Checkpoints.Config()
     steps: int = 1000
+    microbatches: int = 1
     seed: int = 0
     ema: float | None = None
     log_every: int = 10
@@ -86,6 +88,7 @@ def load_run(run_dir: Path) -> Run:
 
 CHANGEABLE = (
     "steps",
+    "microbatches",
     "mesh.",
     "log_every",
     "evaluate_every",
@@ -116,7 +119,15 @@ class Built:
 
 def _check(run: Run) -> None:
     """ConfigError on numbers that make no run."""
-    least = {"steps": 1, "log_every": 1, "evaluate_every": 1, "save_every": 1, "held_out_batches": 1, "samples": 0}
+    least = {
+        "steps": 1,
+        "microbatches": 1,
+        "log_every": 1,
+        "evaluate_every": 1,
+        "save_every": 1,
+        "held_out_batches": 1,
+        "samples": 0,
+    }
     values = {name: (getattr(run, name), low) for name, low in least.items()}
     values |= {f"data.{name}": (value, 1) for name, value in vars(run.data).items() if name in _SIZES}
     values["mesh.cpu_devices"] = run.mesh.cpu_devices, 1
@@ -170,10 +181,11 @@ def build_rows(built: Built, run_dir: Path | None) -> Rows:
     """The loader of all rows the run will see; bad samples are listed in `run_dir`, or nowhere."""
     run = built.run
     ways = rules.ways("batch", built.mesh)
-    if run.data.batch_rows % ways:
+    parts = ways * run.microbatches
+    if run.data.batch_rows % parts:
         raise ConfigError(
-            f"data.batch_rows {run.data.batch_rows} does not divide over {ways} devices; give a multiple of {ways}, "
-            "or another mesh."
+            f"data.batch_rows {run.data.batch_rows} does not divide over {ways} devices in microbatches="
+            f"{run.microbatches}; give a multiple of {parts}, or another mesh."
         )
     return run.data.build(
         built.grammar,

@@ -14,6 +14,7 @@ from mmgpt.evaluate import bench_attention_compile, bench_attention_ours, bench_
 from mmgpt.evaluate.bench_attention import bench_attention
 from mmgpt.evaluate.bench_attention_compile import compiled, cycles_of
 from mmgpt.evaluate.bench_attention_peers import Case
+from mmgpt.kernels.attention.plan import Blocks
 from mmgpt.plan.attention import (
     MIXES,
     Cycles,
@@ -27,7 +28,6 @@ from mmgpt.plan.attention import (
     visible_pairs,
     visits,
 )
-from mmgpt.kernels.attention.plan import Blocks
 
 CYCLES = Cycles(full=100, edge=120, mixed=150, step=10, row=50)
 

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from mmgpt.core.stream import Batch, Stream, Visibility, packed_causal
-from mmgpt.plan.attention import documents
 from mmgpt.kernels.attention import balance, plan
 from mmgpt.kernels.attention.plan import Blocks
 from mmgpt.kernels.attention.reference import visible
+from mmgpt.plan.attention import documents
 from tests.kernels.attention.test_plan import visibilities
 
 SHARDS = 8
