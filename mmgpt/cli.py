@@ -130,6 +130,36 @@ def _data_plan(args: list[str]) -> None:
     data_plan(name, asked.config, asked.run_dir, asked.html, asked.json, asked.png)
 
 
+def _plan(args: list[str]) -> None:
+    usage = "mmgpt plan PRESET|FOLDER --topology v5p:8x8x4 [--key value ...] [--documents KIND] [--json FILE]"
+    if args and args[0] in ("-h", "--help"):
+        sys.stdout.write(f"usage: {usage}   (`mmgpt plan PRESET --help` tells all keys)\n")
+        return
+    if not args or args[0].startswith("-"):
+        raise ConfigError(f"{usage}; presets: {', '.join(presets.names())}.")
+    name, *rest = args
+    base, _ = preset_or_run(name)
+    _check_run(base, name)
+
+    @dataclasses.dataclass(frozen=True)
+    class Options:
+        topology: str
+        """The pod: a chip and the sides of its torus, as v5p:8x8x4, v6e:16x16 or tpu7x:4x4x4."""
+        config: Annotated[Config, tyro.conf.arg(name="")] = base
+        slices: int = 1
+        """Pods of that size, between which only replicas talk."""
+        documents: str = "one"
+        """What a row holds: one, 4.1k, 1-2k, 8-24k or lognormal."""
+        json: Path | None = None
+        """Write the numbers."""
+
+    asked = tyro.cli(Options, args=as_flags(rest), prog=f"mmgpt plan {name}", config=FLAGS)
+    from mmgpt.plan.command import plan_run
+
+    run: Any = asked.config
+    plan_run(run, asked.topology, slices=asked.slices, documents=asked.documents, json_file=asked.json)
+
+
 def _check_run(base: Any, name: str) -> None:
     from mmgpt.train.run import Run
 
@@ -269,6 +299,7 @@ def _parsed(function: Callable[..., None], name: str) -> Callable[[list[str]], N
 
 COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "run": (_run, f"run a recipe from raw files to a report: {RECIPES}"),
+    "plan": (_plan, "what a run will take on a pod that is not there: memory, time, communication"),
     "train": (_train, "train a preset, or go on with a run folder"),
     "generate": (_generate, "text and pictures from a run"),
     "eval": (_eval, "score a run on prompts"),

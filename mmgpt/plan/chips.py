@@ -1,9 +1,13 @@
 """What a plan knows of a TPU: peak, memory, links, as published, and what its topologies are called."""
 
 import dataclasses
+import os
 from typing import Any
 
+import jax
+
 from mmgpt.core.config import ConfigError
+from mmgpt.dist.hosts import devices_in_use
 from mmgpt.plan.kernel_cycles import TARGETS
 
 
@@ -64,12 +68,12 @@ def chip_of(topology: str) -> Chip:
 
 def devices(topology: str, slices: int = 1) -> list[Any]:
     """The devices of a topology that is not there; ConfigError where the compiler for it cannot be had."""
-    import os
-
     from jax.experimental import topologies
 
     chip_of(topology)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    if not devices_in_use():
+        jax.config.update("jax_platforms", "cpu")  # libtpu alone makes JAX look for a TPU, which takes minutes
     try:
         options = {} if slices == 1 else {"num_slices": slices}
         return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)

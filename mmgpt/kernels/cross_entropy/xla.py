@@ -83,7 +83,8 @@ def _on_each_device(
         return total, scores, dx.astype(x.dtype), jax.lax.psum(dw, others)
 
     whole = jax.P()
-    outs = (whole, Scores(by_position, by_position, by_position), x_spec, at_rest)
+    of_scores: Any = Scores(*(by_position,) * 3)  # pyright: ignore[reportArgumentType] - specs in place of arrays
+    outs = (whole, of_scores, x_spec, at_rest)
     found = jax.shard_map(
         local,
         in_specs=(x_spec, at_rest, by_position, by_position),

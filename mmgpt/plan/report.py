@@ -1,0 +1,177 @@
+"""What a plan says of a run on a topology: memory, time, utilisation, communication, warnings."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from mmgpt.core.log import console
+from mmgpt.data.loader import PackedRows
+from mmgpt.models.decoder import Decoder
+from mmgpt.plan import useful
+from mmgpt.plan.attention_time import Attention, attention
+from mmgpt.plan.chips import Chip, chip_of, devices
+from mmgpt.plan.collectives import Torus
+from mmgpt.plan.compiled import Compiled, compiled, fitted
+from mmgpt.plan.hlo import Instruction
+from mmgpt.plan.schedule import Schedule, Told, by_source, exposed_bytes
+from mmgpt.train.run import Run
+
+TILE = 8
+"""Rows below which a part of a weight does not fill a tile of the chip's memory."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+    """A compiled step and what its schedule tells; `useful` operations of all chips a step."""
+
+    topology: str
+    documents: str
+    chip: Chip
+    compiled: Compiled
+    attention: Attention
+    told: Told
+    useful: float
+    warnings: tuple[str, ...]
+
+    @property
+    def devices(self) -> int:
+        return self.compiled.mesh.size
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a step."""
+        data = self.compiled.run.data
+        assert isinstance(data, PackedRows.Config)
+        return data.batch_rows * data.row_length
+
+    @property
+    def utilisation(self) -> float:
+        """Useful operations over the peak's in the time of a step: model-FLOPs utilisation."""
+        return self.useful / (self.told.seconds * self.devices * self.chip.peak)
+
+    def numbers(self) -> dict[str, Any]:
+        """Everything that is told, as plain numbers and texts."""
+        total, waited = exposed_bytes(self.told)
+        chips = self.devices // self.chip.whole
+        return {
+            "topology": self.topology,
+            "mesh": dict(self.compiled.mesh.shape),
+            "documents": self.documents,
+            "step_seconds": self.told.seconds,
+            "tokens_a_step": self.tokens,
+            "tokens_a_second_and_chip": self.tokens / self.told.seconds / chips,
+            "useful_flops_a_step": self.useful,
+            "utilisation": self.utilisation,
+            "seconds_by_what": dict(self.told.by_what),
+            "seconds_by_phase": dict(self.told.by_phase),
+            "memory": self.compiled.memory.at_peak(),
+            "memory_total": self.compiled.memory.total,
+            "memory_share": self.compiled.memory.share,
+            "communication_in_loops_bytes": total,
+            "communication_in_loops_exposed_share": waited / total if total else 0.0,
+            "compile_seconds": self.compiled.seconds,
+            "warnings": list(self.warnings),
+        }
+
+
+def plan(run: Run, topology: str, *, documents: str = "one", slices: int = 1) -> Plan:
+    """Compiles a run's step for a topology and times it. TooLarge where it does not fit, ConfigError on the rest."""
+    chip, run = chip_of(topology), fitted(run)
+    model, data = run.model, run.data
+    assert isinstance(model, Decoder.Config) and isinstance(data, PackedRows.Config)
+    found = compiled(run, devices(topology, slices), chip)
+    shards = dict(found.mesh.shape)
+    rows = data.batch_rows // (shards["replica"] * shards["fsdp"] * run.microbatches)
+    kernels = attention(model, chip, length=data.row_length, rows=rows, kind=documents, shards=shards)
+
+    def seconds(instruction: Instruction) -> float | None:
+        if "tpu_custom_call" not in instruction.line:
+            return None
+        for name, value in (("attention_forward", kernels.forward), ("attention_backward", kernels.backward)):
+            if name in instruction.name:
+                return value
+        return None
+
+    torus = Torus(chip, list(found.mesh.devices.flat))
+    told = Schedule(found.program, chip, torus, seconds).told()
+    flops = useful.of_weights(model, data.batch_rows * data.row_length)
+    flops += useful.of_attention(model, kernels.pairs * data.batch_rows)
+    return Plan(
+        topology=topology,
+        documents=documents,
+        chip=chip,
+        compiled=found,
+        attention=kernels,
+        told=told,
+        useful=flops,
+        warnings=tuple(_warnings(found, told, chip)),
+    )
+
+
+def _warnings(found: Compiled, told: Told, chip: Chip) -> list[str]:
+    said = []
+    if found.memory.share > 0.9:
+        said.append(f"memory: {found.memory.share:.0%} of a chip's; leave a tenth for what the runtime needs.")
+    for c, times, _ in told.transfers:
+        if c.kind == "all-reduce" and "convert_element_type" in c.op_name and c.bytes > 1 << 20:
+            said.append(
+                f"{c.source or c.op_name}: a gather became an all-reduce of the whole weight ({c.bytes / 1e6:.0f} MB, "
+                f"{times:.0f} times); fsdp={found.mesh.shape['fsdp']} spans more than two dimensions of the torus, or "
+                "its parts are less than a tile: let replica have the rest."
+            )
+    for name, times in told.unknown.items():
+        said.append(f"{name}: a kernel whose time is not known ({times} times); it counts as nothing.")
+    waited = [(key, value) for key, value in by_source(told).items() if value[2] > 0.01 * told.seconds]
+    for key, (_, _, seconds) in waited:
+        said.append(f"{key}: waited for, {seconds / told.seconds:.1%} of the step.")
+    return list(dict.fromkeys(said))
+
+
+def shown(made: Plan) -> list[Table]:
+    """The plan as tables for a terminal."""
+    numbers, chip, memory = made.numbers(), made.chip, made.compiled.memory
+    overview = Table("", "", title=f"{made.topology}, mesh {_mesh(made.compiled.mesh.shape)}", show_header=False)
+    rows: dict[str, str] = {
+        "step": f"{made.told.seconds:.3f} s for {made.tokens:,} tokens",
+        "useful operations": f"{made.useful:.3e}, {made.utilisation:.1%} of the peak (static)",
+        "tokens a second and chip": f"{numbers['tokens_a_second_and_chip']:,.0f}",
+        "memory": f"{memory.total / 1e9:.1f} GB of {chip.memory / 1e9:.0f} ({memory.share:.0%})",
+        "communication in loops": f"{numbers['communication_in_loops_bytes'] / 1e9:.1f} GB a chip, "
+        f"{numbers['communication_in_loops_exposed_share']:.2%} of it waited for",
+        "attention": f"{made.attention.visited} blocks a row and head, of {made.attention.causal} causal ones",
+        "compiled in": f"{made.compiled.seconds:.0f} s",
+    }
+    for name, value in rows.items():
+        overview.add_row(name, value)
+    tables = [
+        overview,
+        _parts("time of a step", made.told.by_what, 1e3, "ms"),
+        _parts("by phase", made.told.by_phase, 1e3, "ms"),
+    ]
+    tables.append(_parts("memory at the peak", memory.at_peak(), 1e-9, "GB"))
+    transfers = Table(
+        "runs", "GB", "waited, ms", "what, and the line that asked for it", title="communication of a chip"
+    )
+    for key, (runs, size, waited) in sorted(by_source(made.told).items(), key=lambda item: -item[1][1])[:12]:
+        transfers.add_row(f"{runs:.0f}", f"{size / 1e9:.2f}", f"{waited * 1e3:.2f}", key)
+    return [*tables, transfers]
+
+
+def _parts(title: str, parts: Mapping[str, float], scale: float, unit: str) -> Table:
+    table = Table("", unit, "%", title=title)
+    whole = sum(parts.values()) or 1.0
+    for name, value in sorted(parts.items(), key=lambda item: -item[1]):
+        table.add_row(name, f"{value * scale:,.1f}", f"{100 * value / whole:.1f}")
+    return table
+
+
+def _mesh(shape: Mapping[str, int]) -> str:
+    return " x ".join(f"{axis} {size}" for axis, size in shape.items() if size > 1) or "one device"
+
+
+def tell(made: Plan) -> None:
+    """Warnings on the console."""
+    for warning in made.warnings:
+        console.print(f"warning: {warning}", style="yellow")

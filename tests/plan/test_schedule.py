@@ -1,0 +1,131 @@
+"""The time of a step from its schedule: loops, what transfers hide behind, links of the torus."""
+
+import itertools
+from types import SimpleNamespace
+
+import pytest
+
+from mmgpt.core.config import ConfigError
+from mmgpt.plan import hlo
+from mmgpt.plan.chips import CHIPS, chip_of
+from mmgpt.plan.collectives import Torus, groups_of
+from mmgpt.plan.schedule import Schedule, exposed_bytes
+
+V5P = CHIPS["v5p"]
+HEAD = """HloModule m, is_scheduled=true
+
+%gathered (p: bf16[64,128]) -> bf16[1024,128] {
+  %p = bf16[64,128]{1,0} parameter(0)
+  ROOT %all-gather.1 = bf16[1024,128]{1,0} all-gather(%p), replica_groups=mesh['replica'=4,'fsdp'=16] {'fsdp'}
+}
+
+%fused (p: bf16[1024,128]) -> bf16[1024,128] {
+  %p = bf16[1024,128]{1,0} parameter(0)
+  ROOT %d = bf16[1024,128]{1,0} convolution(%p, %p)
+}
+
+%condition (arg: (s32[], bf16[64,128])) -> pred[] {
+  %arg = (s32[], bf16[64,128]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%arg), index=0
+  %n = s32[] constant(5)
+  ROOT %lt = pred[] compare(%i, %n), direction=LT
+}
+"""
+BODY = """
+%body (arg: (s32[], bf16[64,128])) -> (s32[], bf16[64,128]) {{
+  %arg = (s32[], bf16[64,128]{{1,0}}) parameter(0)
+  %w = bf16[64,128]{{1,0}} get-tuple-element(%arg), index=1
+  %start = ((), ()) custom-call-start(), called_computations={{%gathered}}
+  %update = ((), ()) custom-call-update(%start, %w)
+  %work = bf16[1024,128]{{1,0}} fusion(%w), calls=%fused, metadata={{op_name="jvp()/dot"}}, {{"estimated_cycles":"{c}"}}
+  %done = bf16[1024,128]{{1,0}} custom-call-done(%update)
+  %fill = bf16[4096,128]{{1,0}} broadcast(%zero), dimensions={{}}
+  ROOT %out = (s32[], bf16[64,128]{{1,0}}) tuple(%w, %w)
+}}
+
+ENTRY %main (w: bf16[64,128]) -> bf16[64,128] {{
+  %w = bf16[64,128]{{1,0}} parameter(0)
+  %init = (s32[], bf16[64,128]{{1,0}}) tuple(%w, %w)
+  %loop = (s32[], bf16[64,128]{{1,0}}) while(%init), condition=%condition, body=%body
+  ROOT %r = bf16[64,128]{{1,0}} get-tuple-element(%loop), index=1
+}}
+"""
+GATHER = 1024 * 128 * 2 * 15 / 16 / (4 * V5P.link)
+FILL = 4096 * 128 * 2 / V5P.bandwidth
+
+
+def cube(*sides: int) -> list[SimpleNamespace]:
+    """Devices in the order of a mesh that lies on the torus as its sides do."""
+    return [SimpleNamespace(coords=place) for place in itertools.product(*map(range, sides))]
+
+
+def told(cycles: int):
+    program = hlo.parse(HEAD + BODY.format(c=cycles))
+    return Schedule(program, V5P, Torus(V5P, cube(4, 4, 4)), lambda _: None).told()
+
+
+def test_work_that_is_longer_hides_a_transfer() -> None:
+    work = 2 * GATHER
+    found = told(round(work * V5P.clock))
+    assert found.exposed == 0.0
+    assert found.seconds == pytest.approx(5 * (work + FILL), rel=1e-3)
+    assert found.by_what["products"] == pytest.approx(5 * work, rel=1e-3)
+    assert found.by_what["filling arrays"] == pytest.approx(5 * FILL)
+    assert exposed_bytes(found) == (pytest.approx(5 * 1024 * 128 * 2), 0.0)
+
+
+def test_what_work_does_not_hide_is_waited_for_and_told_as_bytes() -> None:
+    work = GATHER / 4
+    found = told(round(work * V5P.clock))
+    assert found.exposed == pytest.approx(5 * (GATHER - work), rel=1e-3)
+    total, waited = exposed_bytes(found)
+    assert waited / total == pytest.approx(0.75, rel=1e-3)
+    assert found.by_phase["forward"] == pytest.approx(5 * work, rel=1e-2)  # whole cycles
+
+
+def test_a_kernel_without_a_known_time_is_told() -> None:
+    text = HEAD + BODY.format(c=1).replace(
+        "%fill = bf16[4096,128]{1,0} broadcast(%zero), dimensions={}",
+        '%mine = bf16[8,128]{1,0} custom-call(%w), custom_call_target="tpu_custom_call"',
+    )
+    torus = Torus(V5P, cube(4, 4, 4))
+    assert Schedule(hlo.parse(text), V5P, torus, lambda _: None).told().unknown == {"mine": 5}
+    timed = Schedule(hlo.parse(text), V5P, torus, lambda i: 0.5 if i.name == "mine" else None).told()
+    assert timed.by_what["attention"] == 2.5 and not timed.unknown
+
+
+@pytest.mark.parametrize(
+    ("line", "groups"),
+    [
+        ("replica_groups={{0,1},{2,3}}, use", [[0, 1], [2, 3]]),
+        ("replica_groups=mesh['a'=2,'b'=3] {'a'}, x", [[0, 3], [1, 4], [2, 5]]),
+        ("replica_groups=mesh['a'=2,'b'=2,'c'=2] {'a','c'}", [[0, 1, 4, 5], [2, 3, 6, 7]]),
+        ("replica_groups=[2,4]<=[8]", [[0, 1, 2, 3], [4, 5, 6, 7]]),
+        ("replica_groups=[4,2]<=[2,4]T(1,0)", [[0, 4], [1, 5], [2, 6], [3, 7]]),
+        ("channel_id=1", []),
+    ],
+)
+def test_groups_are_read_in_each_way_that_the_text_has(line: str, groups: list[list[int]]) -> None:
+    assert groups_of(line, 8) == groups
+
+
+def test_a_ring_uses_both_directions_of_each_dimension_whose_ends_are_joined() -> None:
+    pod = Torus(V5P, cube(4, 4, 2))
+    plane = [i for i, d in enumerate(cube(4, 4, 2)) if d.coords[2] == 0]
+    assert pod.links(plane) == 4
+    assert pod.links(range(32)) == 5  # two joined dimensions, and one of two chips
+    assert pod.links([0, 1]) == 1
+    flat = Torus(CHIPS["v6e"], cube(16, 4))
+    assert flat.links([i * 4 for i in range(16)]) == 2 and flat.links(range(4)) == 1  # only 16 in a line are a ring
+
+
+def test_topologies_that_cannot_be_are_told() -> None:
+    assert chip_of("v6e:16x16") is CHIPS["v6e"]
+    for name, message in (
+        ("v5p", "give a chip and the sides"),
+        ("h100:8", "chips are v4, v5e"),
+        ("v5p:8x8", "a v5p has 3 dimensions"),
+        ("v6e:4xx", "give a chip"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            chip_of(name)
