@@ -39,7 +39,9 @@ def bench_train(run: tyro.conf.Positional[Path], steps: int = 20, json: Path | N
 
 def _measure(built: Built, rows: Rows, steps: int) -> dict[str, float]:
     run = built.run
-    step = make_step(built.structure, built.objective, built.optimizer, seed=run.seed, ema=run.ema)
+    step = make_step(
+        built.structure, built.objective, built.optimizer, seed=run.seed, ema=run.ema, microbatches=run.microbatches
+    )
     state = jax.jit(lambda: states.initial(built.structure, built.optimizer, run.ema is not None))()
     batches = rows.batches(0)
     batch = place(next(batches))
