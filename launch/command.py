@@ -36,8 +36,8 @@ if TYPE_CHECKING:
     from mmgpt.train.run import Run
 
 BACKENDS: dict[str, type[Platform]] = {"local": Local, "slurm": Slurm, "jobset": JobSet, "ray": Ray, "gcloud": Gcloud}
-TAKES_PAIRS = ("--sweep", "--job.environment", "--job.setup")
-"""Options whose value may look like a change of the config."""
+FREE_TEXT = ("--sweep", "--job.environment", "--job.setup", "--slurm.options", "--gcloud.boot")
+"""Options whose value may look like another argument."""
 NOT_SHARED = ("tmpfs", "ramfs", "devtmpfs", "proc", "sysfs")
 """File systems that no other machine can see."""
 
@@ -75,7 +75,7 @@ def _parse(name: str, args: list[str]) -> _Asked:
     base, folder = preset_or_run(name)
     check_run(base, name)
     args = _joined(args)
-    chosen = _backend(args)
+    chosen = "local" if {"-h", "--help"} & {*args} and not any("backend" in arg for arg in args) else _backend(args)
     job, of_backend = JobSpec(), BACKENDS[chosen]()
 
     @dataclasses.dataclass(frozen=True)
@@ -115,10 +115,10 @@ def _parse(name: str, args: list[str]) -> _Asked:
 
 
 def _joined(args: list[str]) -> list[str]:
-    """`--sweep key=1,2` as one argument, so that its value is not taken for a change of the config."""
+    """`--sweep key=1,2` as the one argument `--sweep=key=1,2`: its value is no change of the config."""
     joined: list[str] = []
     for arg in args:
-        if joined and joined[-1] in TAKES_PAIRS:
+        if joined and joined[-1] in FREE_TEXT:
             joined[-1] += f"={arg}"
         else:
             joined.append(arg)

@@ -11,8 +11,7 @@ import re
 from pathlib import Path
 from typing import Any
 
-from mmgpt.dist.hosts import REQUEUE
-
+from .process import PREEMPTED
 from .spec import LABEL_LENGTH, Job, JobSpec, LaunchError, Platform
 
 PORT = 8476
@@ -121,7 +120,11 @@ class JobSet(Platform):
                 "rules": [
                     {
                         "action": "FailJob",
-                        "onExitCodes": {"containerName": "train", "operator": "In", "values": [REQUEUE]},
+                        "onExitCodes": {
+                            "containerName": "train",
+                            "operator": "In",
+                            "values": [code for code in PREEMPTED if code > 0],
+                        },
                     },
                     {"action": "FailJob", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
                 ]

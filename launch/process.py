@@ -43,6 +43,7 @@ def start_script(job: Job) -> str:
         'export PYTHONPATH="$job/code"',
         "export PYTHONSAFEPATH=1 PYTHONUNBUFFERED=1  # the working folder must not hide the job's code",
         'export GIT_CEILING_DIRECTORIES="$job"  # the commit is that of $job/commit.txt, not of a checkout around it',
+        *spec.platform.tells,
         *(f"export {name}={quote(value)}" for name, _, value in (pair.partition("=") for pair in spec.environment)),
         f"cd {quote(spec.workdir)}",
         f'exec {quote(spec.python)} -m mmgpt train "$job/tasks/$task" --run-dir "$run"',

@@ -18,6 +18,7 @@ class Slurm(Platform):
 
     program = "sbatch"
     comes_with = "Slurm's client programs (Debian: slurm-client), or submit from a login node"
+    tells = ('export JAX_PROCESS_ID="$SLURM_PROCID"',)
 
     partition: str = ""
     account: str = ""
@@ -63,13 +64,13 @@ class Slurm(Platform):
         spec = job.spec
         log = f"{job.folder}/logs/".replace("%", "%%") + ("slurm-%A_%a.log" if spec.sweep else "slurm-%j.log")
         named = {"partition": self.partition, "account": self.account, "qos": self.qos}
-        kind = f"{spec.accelerator}:" if spec.accelerator else ""
+        chips = f"{spec.accelerator}:{spec.chips_per_node}" if spec.accelerator else spec.chips_per_node
         return [
             f"--job-name={spec.name}",
             f"--nodes={spec.nodes}",
             f"--ntasks-per-node={spec.processes_per_node}",
             *([f"--cpus-per-task={self.cpus_per_process}"] if self.cpus_per_process else ["--exclusive", "--mem=0"]),
-            *([f"--gpus-per-node={quote(kind)}{spec.chips_per_node}"] if spec.chips_per_node else []),
+            *([f"--gpus-per-node={quote(chips)}"] if spec.chips_per_node else []),
             *([f"--time={spec.minutes}"] if spec.minutes else []),
             f"--signal=TERM@{spec.grace}",
             "--requeue",
@@ -91,5 +92,4 @@ def _step(spec: JobSpec) -> str:
         *([f"--gpus-per-task={spec.chips_per_node // spec.processes_per_node}"] if spec.chips_per_node else []),
     ]
     task = '"$SLURM_ARRAY_TASK_ID"' if spec.sweep else "0"
-    process = '\'JAX_PROCESS_ID=$SLURM_PROCID exec bash "$0" "$1"\''
-    return f'srun {" ".join(options)} bash -c {process} "$job/start.sh" {task}'
+    return f'srun {" ".join(options)} bash "$job/start.sh" {task}'

@@ -32,6 +32,9 @@ class Platform(Config):
     comes_with: ClassVar[str] = ""
     """What to install where the program is missing."""
 
+    tells: ClassVar[tuple[str, ...]] = ()
+    """Lines of shell in each process that give its number, where the platform has another name for it."""
+
     def check(self, spec: "JobSpec", tasks: int) -> None:
         """LaunchError where this backend cannot run such a job; `tasks` is the number of runs in it."""
 

@@ -18,6 +18,9 @@ PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "m
 NODES = ("n0", "n1")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmgpt" / "slurm"
 
+WITH_ME = ("setpriv", "--pdeathsig", "KILL")
+"""What makes a daemon end with the process that started it, whatever ends that."""
+
 CONFIGURATION = """
 ClusterName=tests
 SlurmctldHost={host}(127.0.0.1)
@@ -117,7 +120,7 @@ class Cluster:
 
     def __exit__(self, *exception: object) -> None:
         for daemon in reversed(self._daemons.values()):
-            daemon.kill() if daemon.args[0] == "unshare" else daemon.terminate()  # pyright: ignore
+            daemon.kill()
         for daemon in self._daemons.values():
             daemon.wait(20)
 
@@ -134,7 +137,7 @@ class Cluster:
         program = next(p for p in (self._root / "usr/sbin" / name, self._root / f"usr/sbin/{name}-wlm") if p.exists())
         with open(self.folder / f"{key or name}.out", "ab") as out:
             self._daemons[key or name] = subprocess.Popen(
-                [*before, str(program), *arguments], env=self.environment, stdout=out, stderr=out
+                [*WITH_ME, *before, str(program), *arguments], env=self.environment, stdout=out, stderr=out
             )
 
     def gain(self, node: str) -> None:
@@ -167,6 +170,11 @@ class Cluster:
         """What `scontrol show job` says of a job."""
         words = self.run("scontrol", "--oneliner", "show", "job", number).split()
         return dict(word.split("=", 1) for word in words if "=" in word)
+
+    def requeued(self, number: str) -> None:
+        """Waits until a job is back in the queue, and has it begin now: Slurm lets two minutes go by."""
+        self.until(lambda: self.job(number)["Reason"] == "BeginTime", lambda: f"not queued again: {self.job(number)}")
+        self.run("scontrol", "update", f"jobid={number}", "starttime=now")
 
     def until(self, holds: Callable[[], bool], otherwise: str | Callable[[], str], seconds: float = 180.0) -> None:
         """Waits for something; AssertionError when it does not come."""
