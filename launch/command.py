@@ -57,7 +57,7 @@ def launch(args: list[str]) -> int:
     runs = _runs(options)
     job = _job(options.spec, len(runs))
     if options.dry_run:
-        _show(job)
+        sys.stdout.write(shown(job))
         return 0
     return _submit(job, runs)
 
@@ -83,7 +83,7 @@ def _parse(name: str, args: list[str]) -> _Asked:
         config: Annotated[Config, *FLAGS, tyro.conf.arg(name="")] = base
         spec: Annotated[JobSpec, *FLAGS, tyro.conf.arg(name="job")] = job
         platform: Annotated[Platform, *FLAGS, tyro.conf.arg(name=chosen)] = of_backend
-        backend: str = chosen
+        backend: Annotated[str, tyro.conf.arg(help_behavior_hint="(required)")] = chosen
         """local, slurm, jobset, ray or gcloud."""
         run_dir: str = str(folder.resolve()) if folder else ""
         """Absolute folder of the run, or of a sweep's runs, that all machines see."""
@@ -182,14 +182,17 @@ def _check_shared(folder: Path) -> None:
         )
 
 
-def _show(job: Job) -> None:
-    """Prints the files and command lines of a submission."""
-    files = {"start.sh": start_script(job), **job.spec.platform.render(job)}
-    parts = [f"==> {job.folder / name} <==\n{text}" for name, text in files.items()]
+def shown(job: Job) -> str:
+    """The files and command lines of a submission, and the run folder and changes of each task."""
+    parts = [f"==> {job.folder / name} <==\n{text}" for name, text in _files(job).items()]
     tasks = zip(job.run_dirs, combinations(job.spec.sweep), strict=True)
     parts.append("".join(f"{' '.join([str(run_dir), *changes])}\n" for run_dir, changes in tasks))
     parts.append("".join(f"$ {shlex.join(command)}\n" for command in job.spec.platform.commands(job)))
-    sys.stdout.write("\n".join(parts))
+    return "\n".join(parts)
+
+
+def _files(job: Job) -> dict[str, str]:
+    return {"start.sh": start_script(job), **job.spec.platform.render(job)}
 
 
 def _submit(job: Job, runs: "list[Run]") -> int:
@@ -220,7 +223,7 @@ def _write(job: Job, runs: "list[Run]") -> None:
             if (job.folder / name).exists() and not (run_dir / name).exists():
                 shutil.copy(job.folder / name, run_dir / name)
     write_atomic(job.folder / "job.json", config.to_json(job.spec))
-    for name, text in {"start.sh": start_script(job), **job.spec.platform.render(job)}.items():
+    for name, text in _files(job).items():
         write_atomic(job.folder / name, text)
     (job.folder / "logs").mkdir()
 

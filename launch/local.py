@@ -37,21 +37,30 @@ class Local(Platform):
         return {}
 
     def commands(self, job: Job) -> list[list[str]]:
-        """One for each task, started as often as there are processes; the environment tells each its number."""
-        # Were the launcher killed, the processes would go on with nobody to start them again.
-        prefix = ["setpriv", "--pdeathsig", "TERM", "bash"]
-        return [[*prefix, str(job.folder / "start.sh"), str(task)] for task in range(len(job.run_dirs))]
+        """Task by task, each its processes; where they meet is told when they start."""
+        count = job.spec.processes_per_node
+        return [
+            [
+                *["env", f"JAX_NUM_PROCESSES={count}", f"JAX_PROCESS_ID={number}"],
+                # Were the launcher killed, the processes would go on with nobody to start them again.
+                *["setpriv", "--pdeathsig", "TERM", "bash", str(job.folder / "start.sh"), str(task)],
+            ]
+            for task in range(len(job.run_dirs))
+            for number in range(count)
+        ]
 
     def submit(self, job: Job) -> int:
         """Runs all tasks and returns the exit code of the first that failed, 75 where it was told to stop."""
-        processes = _Processes(job.spec)
+        processes = _Processes(job.spec.grace)
         before = {number: signal.signal(number, processes.stop) for number in (signal.SIGTERM, signal.SIGINT)}
         codes = []
         try:
-            for task, command in enumerate(self.commands(job)):
+            for task, run_dir in enumerate(job.run_dirs):
                 logs = job.folder / "logs" / job.name(task)
-                console.print(f"{job.name(task)} trains in {job.run_dirs[task]}; logs: {logs}-*.log")
-                once = functools.partial(processes.run, command, logs)
+                console.print(f"{job.name(task)} trains in {run_dir}; logs: {logs}-*.log")
+                count = job.spec.processes_per_node
+                commands = self.commands(job)[task * count : (task + 1) * count]
+                once = functools.partial(processes.run, commands, logs)
                 codes.append(until_done(once, job.spec.max_restarts, lambda: processes.stopping))
                 if processes.stopping:
                     return codes[-1]
@@ -64,20 +73,17 @@ class Local(Platform):
 class _Processes:
     """The processes of one task, which begin and end together."""
 
-    def __init__(self, spec: JobSpec) -> None:
+    def __init__(self, grace: float) -> None:
         self.stopping = False
-        self._spec = spec
+        self._grace = grace
         self._running: list[subprocess.Popen[bytes]] = []
 
-    def run(self, command: list[str], logs: Path) -> int:
+    def run(self, commands: list[list[str]], logs: Path) -> int:
         """Starts them, waits until all have ended, and returns one exit code for all."""
-        count = self._spec.processes_per_node
-        address = f"127.0.0.1:{_free_port()}"
+        told = os.environ | {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{_free_port()}"}
         self._running = []
         try:
-            for number in range(count):
-                numbers = {"JAX_NUM_PROCESSES": str(count), "JAX_PROCESS_ID": str(number)}
-                told = os.environ | numbers | {"JAX_COORDINATOR_ADDRESS": address}
+            for number, command in enumerate(commands):
                 with open(f"{logs}-{number}.log", "ab") as log:
                     # In a session of its own, so that Ctrl-C reaches the launcher alone.
                     process = subprocess.Popen(
@@ -86,7 +92,7 @@ class _Processes:
                 self._running.append(process)
                 if self.stopping:  # told while they were being started
                     process.terminate()
-            return ended(self._running, self._spec.grace)
+            return ended(self._running, self._grace)
         finally:
             self._signal(signal.SIGKILL)
 
