@@ -18,7 +18,7 @@ from mmgpt.train.run import Run
 from tests import tiny
 
 ROOT = Path(__file__).parents[2]
-HOSTILE = "it's $HOME `id` $(id) \"q\" ;& >x # ü"
+HOSTILE = 'it\'s $HOME `id` $(id) "q" ;& >x # ü'
 """A name that a shell would take apart, run, or end early."""
 
 JOBSET = JobSet(image="registry.example/mmgpt:1", claim="runs", mount="/srv/runs")
@@ -50,7 +50,9 @@ def job(asked: JobSpec, tasks: int = 1) -> Job:
     """The first submission of a specification."""
     run_dir = Path(asked.run_dir)
     asked.check(tasks)
-    return Job(asked, run_dir / "jobs" / "1", tuple(run_dir / str(i) for i in range(tasks)) if asked.sweep else (run_dir,))
+    return Job(
+        asked, run_dir / "jobs" / "1", tuple(run_dir / str(i) for i in range(tasks)) if asked.sweep else (run_dir,)
+    )
 
 
 def prepared(folder: Path, **changes: Any) -> tuple[Path, Run]:

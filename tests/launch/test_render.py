@@ -53,7 +53,10 @@ JOBS: dict[str, Job] = {
     "gcloud": job(spec(GCLOUD, nodes=8, accelerator="v5p-64")),
     "gcloud_sweep": job(
         spec(
-            GCLOUD.replace(spot=True, network="lab", subnetwork="tpus"), nodes=4, accelerator="v6e-16", sweep=("seed=1,2",)
+            GCLOUD.replace(spot=True, network="lab", subnetwork="tpus"),
+            nodes=4,
+            accelerator="v6e-16",
+            sweep=("seed=1,2",),
         ),
         2,
     ),
@@ -165,7 +168,14 @@ def test_command_lines_are_lists_of_whole_arguments() -> None:
 
 @pytest.mark.parametrize(
     ("accelerator", "hosts", "chips"),
-    [("v5p-8", 1, 4), ("v5p-64", 8, 32), ("v4-16", 2, 8), ("v5litepod-8", 1, 8), ("v5litepod-16", 4, 16), ("v6e-256", 64, 256)],
+    [
+        ("v5p-8", 1, 4),
+        ("v5p-64", 8, 32),
+        ("v4-16", 2, 8),
+        ("v5litepod-8", 1, 8),
+        ("v5litepod-16", 4, 16),
+        ("v6e-256", 64, 256),
+    ],
 )
 def test_the_size_of_a_slice_follows_from_its_type(accelerator: str, hosts: int, chips: int) -> None:
     asked = spec(GCLOUD, accelerator=accelerator, nodes=hosts)
