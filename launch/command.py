@@ -237,4 +237,4 @@ def _tell(job: Job) -> None:
         for task, changes in enumerate(combinations(spec.sweep)):
             table.add_row(str(task), str(job.run_dirs[task]), printable(" ".join(changes)))
         show(table)
-    console.print(f"{spec.name}: code, config and scripts of this submission are in {job.folder}")
+    console.print(f"{spec.name} ({spec.preset}): code, config and scripts of this submission are in {job.folder}")

@@ -118,3 +118,8 @@ def test_an_installed_wheel_finds_its_presets_from_an_empty_folder(root: Path, e
     assert sorted(p.name for p in site.iterdir() if p.suffix != ".dist-info") in (["bin", "mmgpt"], ["mmgpt"])
     assert names == presets.names()
     assert len(built) == len(names)
+    run_dir, arguments = tmp_path / "run", ["launch", "quickstart_model", "--backend", "local", "--job.python", "true"]
+    launch = [sys.executable, "-m", "mmgpt", *arguments, "--run-dir", str(run_dir)]
+    subprocess.run(launch, env=environment, cwd=empty, check=True)
+    assert (run_dir / "jobs" / "1" / "code" / "mmgpt" / "launch" / "submit.py").is_file()
+    assert "not of a git checkout" in (run_dir / "jobs" / "1" / "commit.txt").read_text()

@@ -147,9 +147,10 @@ class Cluster:
         self._daemon("slurmd", "-D", "-N", node, "-d", str(stepd), before=space, key=node)
 
     def lose(self, node: str) -> None:
-        """Ends a node with everything on it, and tells the controller, which would else wait for its time-out."""
+        """Ends a node with all that runs and lies on it, and tells the controller, which would wait for its time-out."""
         self._daemons[node].kill()
         self._daemons[node].wait()
+        shutil.rmtree(self.folder / f"spool-{node}")
         self.run("scontrol", "update", f"nodename={node}", "state=down", "reason=lost")
 
     def run(self, *command: str) -> str:

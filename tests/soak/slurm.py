@@ -86,26 +86,25 @@ def disturb(on: Cluster, job: str, fault: str, node: str) -> None:
     on.requeued(job)
 
 
-def soak(times: int, seed: int, folder: Path) -> list[str]:
+def soak(times: int, seed: int, folder: Path, on: Cluster) -> list[str]:
     """Disturbs `times` jobs; returns a line for each. AssertionError where one does not end as it should."""
     chance = random.Random(seed)
     run = prepared(folder)
     lines = []
-    with cluster() as on:
-        assert finished(on, submit(on, folder, "undisturbed"), folder / "undisturbed") == 0
-        for turn in range(times):
-            fault, node, step = FAULTS[turn % len(FAULTS)], chance.choice(NODES), chance.randrange(2, 130)
-            name = f"run-{turn}"
-            begun = time.monotonic()
-            job = submit(on, folder, name)
-            at_step(on, job, folder / name, step)
-            disturb(on, job, fault, node)
-            restarts = finished(on, job, folder / name)
-            assert restarts == 1, f"{name}: {restarts} restarts\n{said(folder / name)}"
-            assert same_end(folder / "undisturbed", folder / name, run), f"{name} ended otherwise"
-            where = f" of {node}" if fault == "loss" else ""
-            lines.append(f"{name}: {fault}{where} at step {step}, resumed exactly, {time.monotonic() - begun:.0f} s")
-            print(lines[-1], flush=True)
+    assert finished(on, submit(on, folder, "undisturbed"), folder / "undisturbed") == 0
+    for turn in range(times):
+        fault, node, step = FAULTS[turn % len(FAULTS)], chance.choice(NODES), chance.randrange(2, 130)
+        name = f"run-{turn}"
+        begun = time.monotonic()
+        job = submit(on, folder, name)
+        at_step(on, job, folder / name, step)
+        disturb(on, job, fault, node)
+        restarts = finished(on, job, folder / name)
+        assert restarts == 1, f"{name}: {restarts} restarts\n{said(folder / name)}"
+        assert same_end(folder / "undisturbed", folder / name, run), f"{name} ended otherwise"
+        where = f" of {node}" if fault == "loss" else ""
+        lines.append(f"{name}: {fault}{where} at step {step}, resumed exactly, {time.monotonic() - begun:.0f} s")
+        print(lines[-1], flush=True)
     return lines
 
 
@@ -116,7 +115,8 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="soak-", dir="/var/tmp") as folder:
         os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", f"{folder}/compiled")
-        lines = soak(args.times, args.seed, Path(folder))
+        with cluster() as on:
+            lines = soak(args.times, args.seed, Path(folder), on)
     print(f"{len(lines)}/{args.times} resumed exactly")
 
 
