@@ -147,7 +147,7 @@ class Cluster:
         self._daemon("slurmd", "-D", "-N", node, "-d", str(stepd), before=space, key=node)
 
     def lose(self, node: str) -> None:
-        """Ends a node with all that runs and lies on it, and tells the controller, which would wait for its time-out."""
+        """Ends a node with all that runs and lies on it, and tells the controller, which would await its time-out."""
         self._daemons[node].kill()
         self._daemons[node].wait()
         shutil.rmtree(self.folder / f"spool-{node}")
