@@ -170,12 +170,15 @@ def _job(spec: JobSpec, tasks: int) -> Job:
 
 def _check_shared(folder: Path) -> None:
     """LaunchError where the folder lies in this machine's memory; that a disk is shared is seen on the machines."""
+    mounts = Path("/proc/mounts")
+    if not mounts.exists():
+        return
     kinds = {}
-    for line in Path("/proc/mounts").read_text().splitlines():
+    for line in mounts.read_text().splitlines():
         _, place, kind, *_ = line.split(" ")
         kinds[Path(place)] = kind  # a later mount hides an earlier one
-    place = next(path for path in (folder.resolve(), *folder.resolve().parents) if path in kinds)
-    if kinds[place] in NOT_SHARED:
+    place = next((path for path in (folder.resolve(), *folder.resolve().parents) if path in kinds), Path("/"))
+    if kinds.get(place) in NOT_SHARED:
         raise LaunchError(
             f"--run-dir {folder} lies on {kinds[place]} ({place}), which no other machine sees: give a folder on "
             "storage that all machines of the job share."
@@ -198,19 +201,22 @@ def _files(job: Job) -> dict[str, str]:
 def _submit(job: Job, runs: "list[Run]") -> int:
     from mmgpt.train.run import goes_on
 
-    platform = job.spec.platform
-    if shutil.which(platform.program) is None:
-        raise LaunchError(f"there is no {platform.program} on this machine: install {platform.comes_with}.")
+    job.spec.platform.ready()
     for run, run_dir in zip(runs, job.run_dirs, strict=True):
         goes_on(run, run_dir)
-    job.folder.mkdir(parents=True)
+    while True:
+        try:
+            job.folder.mkdir(parents=True)
+            break
+        except FileExistsError:  # another launch took the number
+            job = _job(job.spec, len(runs))
     try:
         _write(job, runs)
     except BaseException:
         shutil.rmtree(job.folder, ignore_errors=True)
         raise
     _tell(job)
-    return platform.submit(job)
+    return job.spec.platform.submit(job)
 
 
 def _write(job: Job, runs: "list[Run]") -> None:

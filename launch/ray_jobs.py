@@ -6,9 +6,12 @@ code for whoever reaches it, so only one on this machine is spoken to.
 """
 
 import ipaddress
+import socket
 from urllib.parse import urlsplit
 
 from .spec import Job, JobSpec, LaunchError, Platform
+
+CONNECT_SECONDS = 10.0
 
 
 class Ray(Platform):
@@ -39,6 +42,17 @@ class Ray(Platform):
             raise LaunchError("Ray starts one process a node: leave job.processes_per_node at 1 and give more nodes.")
         if spec.minutes:
             raise LaunchError("a Ray job has no time limit: leave job.minutes at 0.")
+
+    def ready(self) -> None:
+        super().ready()
+        parts = urlsplit(self.address)
+        try:
+            socket.create_connection((parts.hostname, parts.port or 80), CONNECT_SECONDS).close()
+        except OSError as e:
+            raise LaunchError(
+                f"nothing answers at ray.address {self.address} ({e}): start the cluster there with `ray start --head "
+                "--dashboard-host 127.0.0.1`, or forward its port to this machine."
+            ) from e
 
     def render(self, job: Job) -> dict[str, str]:
         return {}

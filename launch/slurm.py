@@ -85,6 +85,7 @@ class Slurm(Platform):
 def _step(spec: JobSpec) -> str:
     """The command line that starts all processes; those that others leave behind have `grace` seconds to end."""
     options = [
+        "--export=ALL",  # what is set above, also where sbatch was told to export nothing
         "--label",
         "--kill-on-bad-exit=0",
         f"--wait={spec.grace}",

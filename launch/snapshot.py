@@ -22,6 +22,11 @@ def snapshot(folder: Path) -> None:
     """Writes `code/`, `commit.txt` and `diff.patch`; LaunchError where a file of the code would be left out."""
     root = PACKAGE.parent
     tracked = _listed(root, "--cached")
+    if not tracked and (root / ".git").exists():
+        raise LaunchError(
+            f"git does not list the files of {root}, though it is a checkout: `git -C {root} status` says why. Where "
+            f"another user owns it: git config --global --add safe.directory {root}"
+        )
     if not tracked:
         _copy(((root / path, _installed(path)) for path in _files(root)), folder / "code")
         write_atomic(folder / "commit.txt", "no commit: the code is not of a git checkout\n")

@@ -3,6 +3,7 @@
 import dataclasses
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 from typing import ClassVar
@@ -49,6 +50,11 @@ class Platform(Config):
     def commands(self, job: "Job") -> list[list[str]]:
         """The command lines of a submission, as argument lists."""
         raise NotImplementedError
+
+    def ready(self) -> None:
+        """LaunchError where nothing can be submitted from this machine."""
+        if shutil.which(self.program) is None:
+            raise LaunchError(f"there is no {self.program} on this machine: install {self.comes_with}.")
 
     def submit(self, job: "Job") -> int:
         """Hands a job over whose files are written, and returns an exit code."""

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -301,6 +302,29 @@ def test_a_launch_that_is_killed_in_the_middle_harms_no_later_one(sbatch: Path, 
     assert call(*arguments) == 0
     assert (run_dir / "jobs" / "2" / "job.sbatch").exists()
     assert sbatch.read_text() == f"{run_dir}/jobs/2/job.sbatch\n"
+
+
+@pytest.mark.slow
+def test_launches_at_the_same_time_get_folders_of_their_own(sbatch: Path, tmp_path: Path) -> None:
+    script(tmp_path / "bin" / "sbatch", f'echo "$@" >> {sbatch}')
+    line = command("quickstart_model", "--backend", "slurm", "--run-dir", tmp_path / "run")
+    launches = [subprocess.Popen(line, stderr=subprocess.DEVNULL) for _ in range(4)]
+    assert [process.wait() for process in launches] == [0] * 4
+    submitted = sbatch.read_text().splitlines()
+    assert sorted(submitted) == [f"{tmp_path}/run/jobs/{number}/job.sbatch" for number in range(1, 5)]
+
+
+def test_ray_that_is_not_there_is_told_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("PATH", str(script(tmp_path / "bin" / "ray", "exit 1").parent))
+    with socket.socket() as probe:  # bound, and nobody listens
+        probe.bind(("127.0.0.1", 0))
+        address = f"http://127.0.0.1:{probe.getsockname()[1]}"
+        arguments = ["quickstart_model", "--backend", "ray", "--run-dir", tmp_path / "x", "--ray.address", address]
+        said = error(capsys, *arguments)
+    assert f"nothing answers at ray.address {address}" in said and "ray start --head" in said
+    assert not (tmp_path / "x").exists()
 
 
 def test_the_script_of_the_checkout_is_the_same_command(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
