@@ -169,7 +169,10 @@ def test_told_to_stop_all_save_and_the_next_launch_resumes_exactly(made, undistu
     saved = max(int(path.name) for path in (run_dir / "checkpoints").iterdir())
     assert saved >= 15 and trainers(run_dir) == []
     finished(started(base, run_dir), run_dir)
-    assert (run_dir / "jobs" / "2").exists() and same_end(undisturbed, run_dir, run)
+    lines = (run_dir / "command.txt").read_text().splitlines()
+    for number, line in enumerate(lines, 1):  # the code of each submission, though the checkout is the working folder
+        assert line.startswith(f"{run_dir}/jobs/{number}/code/mmgpt/__main__.py train {run_dir}/jobs/{number}/tasks/0")
+    assert len(lines) == 2 and same_end(undisturbed, run_dir, run)
 
 
 @pytest.mark.slow
