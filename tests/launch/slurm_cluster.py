@@ -173,8 +173,16 @@ class Cluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def requeued(self, number: str) -> None:
-        """Waits until a job is back in the queue, and has it begin now: Slurm lets two minutes go by."""
-        self.until(lambda: self.job(number)["Reason"] == "BeginTime", lambda: f"not queued again: {self.job(number)}")
+        """Waits until a job is back in the queue, and has it begin now: Slurm lets two minutes go by.
+
+        In that time the last words of the job's first start must have arrived, which would else end the second.
+        """
+
+        def waits() -> bool:
+            job = self.job(number)
+            return (job["JobState"], job["Reason"]) == ("PENDING", "BeginTime") and {*self.states()} == {"idle"}
+
+        self.until(waits, lambda: f"not queued again: {self.job(number)}, nodes {self.states()}")
         self.run("scontrol", "update", f"jobid={number}", "starttime=now")
 
     def until(self, holds: Callable[[], bool], otherwise: str | Callable[[], str], seconds: float = 180.0) -> None:

@@ -67,7 +67,7 @@ def finished(on: Cluster, job: str, run_dir: Path) -> int:
         lambda: f"{on.job(job)}\n{said(run_dir)}",
         600,
     )
-    assert on.job(job)["JobState"] == "COMPLETED", said(run_dir)
+    assert on.job(job)["JobState"] == "COMPLETED", f"{on.job(job)}\n{said(run_dir)}"
     return int(on.job(job)["Restarts"])
 
 
