@@ -3,6 +3,7 @@
 import dataclasses
 import difflib
 import errno
+import importlib
 import os
 import sys
 from collections.abc import Callable
@@ -90,7 +91,7 @@ def _parse(function: Callable[..., Any], args: list[str], name: str) -> Any:
     return tyro.cli(function, args=args, prog=f"mmgpt {name}", config=FLAGS)
 
 
-def _overridden(base: Any, args: list[str], prog: str) -> tuple[Any, Path | None]:
+def overridden(base: Any, args: list[str], prog: str) -> tuple[Any, Path | None]:
     """`base` with command-line changes of its leaves, and --run-dir."""
 
     @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,7 @@ def _data_plan(args: list[str]) -> None:
         raise ConfigError(f"{usage}; presets: {', '.join(presets.names())}.")
     name, *rest = args
     base, folder = preset_or_run(name)
-    _check_run(base, name)
+    check_run(base, name)
 
     @dataclasses.dataclass(frozen=True)
     class Options:
@@ -139,7 +140,7 @@ def _plan(args: list[str]) -> None:
         raise ConfigError(f"{usage}; presets: {', '.join(presets.names())}.")
     name, *rest = args
     base, _ = preset_or_run(name)
-    _check_run(base, name)
+    check_run(base, name)
 
     @dataclasses.dataclass(frozen=True)
     class Options:
@@ -160,7 +161,8 @@ def _plan(args: list[str]) -> None:
     plan_run(run, asked.topology, slices=asked.slices, documents=asked.documents, json_file=asked.json)
 
 
-def _check_run(base: Any, name: str) -> None:
+def check_run(base: Any, name: str) -> None:
+    """ConfigError where a preset is something else than a training run."""
     from mmgpt.train.run import Run
 
     if not isinstance(base, Run):
@@ -172,8 +174,8 @@ def _train(args: list[str]) -> int:
         raise ConfigError(f"mmgpt train PRESET|FOLDER [--key value ...]; presets: {', '.join(presets.names())}.")
     name, *rest = args
     base, folder = preset_or_run(name)
-    _check_run(base, name)
-    run, run_dir = _overridden(base, rest, f"mmgpt train {name}")
+    check_run(base, name)
+    run, run_dir = overridden(base, rest, f"mmgpt train {name}")
     run_dir = run_dir or folder or Path("runs") / name
     for key, (old, new) in config.difference(run, base).items():
         console.print(f"  {key}: {old} -> {new}")
@@ -212,10 +214,14 @@ def _run(args: list[str]) -> int:
         )
     for step in recipe.steps:  # a flag that a training step does not take is told now, and not an hour later
         if step.command[0] == "train":
-            _, run_dir = _overridden(presets.preset(step.command[1]), args[1:], f"mmgpt run {args[0]}")
+            _, run_dir = overridden(presets.preset(step.command[1]), args[1:], f"mmgpt run {args[0]}")
             if run_dir is not None:
                 raise ConfigError(f"mmgpt run {args[0]} writes to {recipe.directory}; --run-dir is of `mmgpt train`.")
     return run_recipe(recipe, args[1:])
+
+
+def _launch(args: list[str]) -> int:
+    return importlib.import_module(f"{presets.load_package('launch')}.command").launch(args)
 
 
 def _config(args: list[str]) -> int:
@@ -225,7 +231,7 @@ def _config(args: list[str]) -> int:
         )
     base, _ = preset_or_run(args[0])
     rest, json_file = _take_option(args[1:], "--json")
-    tree, _ = _overridden(base, rest, f"mmgpt config {args[0]}")
+    tree, _ = overridden(base, rest, f"mmgpt config {args[0]}")
     table = Table("key", "value", title=args[0])
     changed = config.difference(tree, base)
     for key, value in config.leaves(tree).items():
@@ -301,6 +307,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "run": (_run, f"run a recipe from raw files to a report: {RECIPES}"),
     "plan": (_plan, "what a run will take on a pod that is not there: memory, time, communication"),
     "train": (_train, "train a preset, or go on with a run folder"),
+    "launch": (_launch, "submit a training job: to this machine, Slurm, Kubernetes, Ray or Cloud TPU"),
     "generate": (_generate, "text and pictures from a run"),
     "eval": (_eval, "score a run on prompts"),
     "report": (_report, "a page that shows what a run learned"),

@@ -12,6 +12,11 @@ hypothesis.settings.register_profile("mmgpt", deadline=None)  # a busy machine i
 hypothesis.settings.load_profile("mmgpt")
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    where = "../shared/schemas/jobset.x-k8s.io_jobsets.yaml"
+    parser.addoption("--jobset-schema", default=where, help=f"JobSet's custom resource definition; by default {where}")
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Settings that must stand before the first test imports JAX.
 

@@ -141,7 +141,7 @@ def test_booleans_are_written_out(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("command", list(cli.COMMANDS))
 def test_every_command_tells_its_options(command: str, capsys: pytest.CaptureFixture[str]) -> None:
-    if command in ("run", "train", "config"):
+    if command in ("run", "train", "launch", "config"):
         arguments = [*command.split(), "quickstart" if command == "run" else RUNS[0], "--help"]
     else:
         arguments = [*command.split(), "--help"]
@@ -149,9 +149,10 @@ def test_every_command_tells_its_options(command: str, capsys: pytest.CaptureFix
     assert f"mmgpt {command}" in capsys.readouterr().out
 
 
-def test_run_alone_tells_its_usage(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("run", "--help") == 0
-    assert "usage: mmgpt run RECIPE" in capsys.readouterr().out
+def test_run_and_launch_alone_tell_their_usage(capsys: pytest.CaptureFixture[str]) -> None:
+    for command in ("run RECIPE", "launch PRESET"):
+        assert call(command.split()[0], "--help") == 0
+        assert f"usage: mmgpt {command}" in capsys.readouterr().out
 
 
 def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]) -> None:

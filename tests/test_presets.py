@@ -37,7 +37,7 @@ PARTS = "DEPTH = 3\ndef with_depth(cls, depth): return cls(depth=depth)\n"
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A configs/ folder beside an otherwise empty package, loaded instead of the repository's."""
-    for name in [m for m in sys.modules if m == presets.PACKAGE or m.startswith(presets.PACKAGE + ".")]:
+    for name in [m for m in sys.modules if m == "mmgpt.configs" or m.startswith("mmgpt.configs.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setattr(presets, "HERE", tmp_path / "mmgpt")
     configs = tmp_path / "configs"
@@ -45,7 +45,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     for name, text in {"__init__": "", "first": FIRST, "parts": PARTS}.items():
         (configs / f"{name}.py").write_text(text)
     yield configs
-    for name in [m for m in sys.modules if m == presets.PACKAGE or m.startswith(presets.PACKAGE + ".")]:
+    for name in [m for m in sys.modules if m == "mmgpt.configs" or m.startswith("mmgpt.configs.")]:
         del sys.modules[name]
 
 
@@ -118,3 +118,8 @@ def test_an_installed_wheel_finds_its_presets_from_an_empty_folder(root: Path, e
     assert sorted(p.name for p in site.iterdir() if p.suffix != ".dist-info") in (["bin", "mmgpt"], ["mmgpt"])
     assert names == presets.names()
     assert len(built) == len(names)
+    run_dir, arguments = tmp_path / "run", ["launch", "quickstart_model", "--backend", "local", "--job.python", "true"]
+    launch = [sys.executable, "-m", "mmgpt", *arguments, "--run-dir", str(run_dir)]
+    subprocess.run(launch, env=environment, cwd=empty, check=True)
+    assert (run_dir / "jobs" / "1" / "code" / "mmgpt" / "launch" / "submit.py").is_file()
+    assert "not of a git checkout" in (run_dir / "jobs" / "1" / "commit.txt").read_text()

@@ -32,7 +32,7 @@ from mmgpt.train.run import Run, build
 from tests import tiny
 
 GOLDEN = Path(__file__).parent / "golden"
-FIELDS = 175
+FIELDS = 214
 """Fields of all configs in mmgpt, reviewed: a new knob is a decision, not an accident. The test below counts them."""
 
 RUNS = [name for name in presets.names() if isinstance(presets.preset(name), Run)]
@@ -86,13 +86,18 @@ def test_golden_texts_are_of_presets() -> None:
 
 
 def configs() -> list[type[Config]]:
-    """Every Config class of the package."""
+    """Every Config class of the package and of launch/."""
     found: dict[str, type[Config]] = {}
-    for info in pkgutil.walk_packages(mmgpt.__path__, "mmgpt."):
+    launch = importlib.import_module(presets.load_package("launch"))  # beside the package, or in it where installed
+    beside = pkgutil.iter_modules(launch.__path__, "mmgpt.launch.")
+    modules = {info.name: info for info in (*pkgutil.walk_packages(mmgpt.__path__, "mmgpt."), *beside)}
+    for info in modules.values():
         if info.name.startswith("mmgpt.configs") or info.name == "mmgpt.__main__":
             continue
         if info.name == "mmgpt.evaluate.lm_eval" and importlib.util.find_spec("lm_eval") is None:
             continue  # it subclasses lm-eval's model, which is an extra
+        if info.name == "mmgpt.launch.ray_driver" and importlib.util.find_spec("ray") is None:
+            continue
         pending = list(vars(importlib.import_module(info.name)).values())
         while pending:
             item = pending.pop()
@@ -122,6 +127,13 @@ READERS = {
     "mmgpt.data.mixture:Change": ("mmgpt.data.loader",),
     "mmgpt.data.loader:RowsConfig": ("mmgpt.train.run",),
     "mmgpt.generate.sampler:Sampling": ("mmgpt.generate.sampler", "mmgpt.generate.decode", "mmgpt.generate.passes"),
+    "mmgpt.launch.spec:JobSpec": (
+        "mmgpt.launch.spec",
+        "mmgpt.launch.command",
+        "mmgpt.launch.process",
+        "mmgpt.launch.slurm",
+    ),
+    "mmgpt.launch.ray_jobs:Ray": ("mmgpt.launch.ray_jobs", "mmgpt.launch.ray_driver"),
     "mmgpt.tokens.grammars.grammar:Weights": ("mmgpt.tokens.grammars.raster",),
 }
 """Configs that others than their own module read."""

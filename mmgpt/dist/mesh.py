@@ -35,8 +35,13 @@ class Mesh:
         def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
             """The mesh over `devices`, by default all; ShardingError when the sizes do not multiply to their number."""
             self.split_cpu()
+            sizes = self.sizes(jax.device_count() if devices is None else len(devices))
+            explicit = (AxisType.Explicit,) * len(MESH_AXES)
+            return jax.make_mesh(sizes, MESH_AXES, axis_types=explicit, devices=devices)
+
+        def sizes(self, count: int) -> tuple[int, ...]:
+            """The axes of a mesh of `count` devices; ShardingError when the sizes do not multiply to that."""
             sizes = [self.replica, self.fsdp, self.context, self.tensor]
-            count = jax.device_count() if devices is None else len(devices)
             known = 1
             for size in sizes:
                 known *= size if size > 0 else 1
@@ -47,10 +52,9 @@ class Mesh:
             if known != count or any(size < 1 for size in sizes):
                 raise ShardingError(
                     f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: the sizes must multiply to the {count} devices "
-                    "that are there; set --mesh.replica, --mesh.fsdp, --mesh.context, --mesh.tensor (one may be -1)."
+                    "of the run; set --mesh.replica, --mesh.fsdp, --mesh.context, --mesh.tensor (one may be -1)."
                 )
-            explicit = (AxisType.Explicit,) * len(MESH_AXES)
-            return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=explicit, devices=devices)
+            return tuple(sizes)
 
 
 def device_kind() -> str:

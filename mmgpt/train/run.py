@@ -226,31 +226,36 @@ def alone(run_dir: Path) -> Iterator[None]:
         yield
 
 
+def goes_on(run: Run, run_dir: Path) -> bool:
+    """Whether the folder holds this run already; ConfigError when it holds one of another config."""
+    path = run_dir / "config.json"
+    if not path.exists():
+        return False
+    before = config.load(path)
+    saved = max([int(name) for name in _steps_saved(run_dir) if name.isdigit()], default=0)
+    later = _changes(run, saved) == _changes(before, saved)
+    free = (*CHANGEABLE, "data.changes") if later else CHANGEABLE
+    changed = {key: pair for key, pair in config.difference(run, before).items() if not key.startswith(free)}
+    if changed and _begun(run_dir):
+        lines = "\n".join(f"  {key}: {old!r} there, {new!r} asked" for key, (old, new) in changed.items())
+        more = "" if later else f" A new mixture may begin at step {saved}, the last one saved, or later."
+        raise ConfigError(
+            f"{run_dir} holds a run of another config:\n{lines}\nGive another --run-dir, or the config as it was.{more}"
+        )
+    return _begun(run_dir)
+
+
 def claim(run: Run, run_dir: Path) -> bool:
     """Makes a run folder this run's: writes its config, command line and code version, or checks that it goes on.
 
     Returns whether the folder held the run already. ConfigError when it holds a run of another config.
     """
-    path = run_dir / "config.json"
-    if path.exists():
-        before = config.load(path)
-        saved = max([int(name) for name in _steps_saved(run_dir) if name.isdigit()], default=0)
-        later = _changes(run, saved) == _changes(before, saved)
-        free = (*CHANGEABLE, "data.changes") if later else CHANGEABLE
-        changed = {key: pair for key, pair in config.difference(run, before).items() if not key.startswith(free)}
-        if changed and _begun(run_dir):
-            lines = "\n".join(f"  {key}: {old!r} there, {new!r} asked" for key, (old, new) in changed.items())
-            more = "" if later else f" A new mixture may begin at step {saved}, the last one saved, or later."
-            raise ConfigError(
-                f"{run_dir} holds a run of another config:\n{lines}\nGive another --run-dir, or the config as it "
-                f"was.{more}"
-            )
-    known = path.exists() and _begun(run_dir)
+    known = goes_on(run, run_dir)
     hosts.barrier("run folder checked")
     if not hosts.is_lead():
         return known
     run_dir.mkdir(parents=True, exist_ok=True)
-    write_atomic(path, config.to_json(run))
+    write_atomic(run_dir / "config.json", config.to_json(run))
     with open(run_dir / "command.txt", "a") as f:
         f.write(" ".join(sys.argv) + "\n")
     if not known:
