@@ -29,7 +29,7 @@ from mmgpt.models.decoder import Decoder
 from mmgpt.models.movq import MoVQ
 from mmgpt.objectives.objective import ObjectiveConfig
 from mmgpt.tokens.grammars.grammar import Grammar
-from mmgpt.train.checkpoint import check_path
+from mmgpt.train.arrays import check_path
 from mmgpt.train.run import Opened, Run, Tokens, load_run, open_run
 from mmgpt.train.weights import save_weights
 

@@ -135,6 +135,8 @@ def _steps(
             if done < run.steps:
                 peak = matmul_peak()  # measured again: a shared machine's speed drifts
             meter.resume()
+        if not preempted:
+            checkpoints.save_local(done, state, done * rows.batch_rows, {"steps": run.steps})
         if (done % run.save_every == 0 or done == run.steps) and not preempted:
             checkpoints.save(done, state, done * rows.batch_rows, {"steps": run.steps})
     if not checkpoints.wait():

@@ -190,7 +190,7 @@ def _begun(run_dir: Path) -> bool:
 
 
 def _steps_saved(run_dir: Path) -> list[str]:
-    return [path.name for path in (run_dir / "checkpoints").glob("*")]
+    return [path.name for path in (run_dir / "checkpoints").glob("[0-9]*")]
 
 
 def _changes(run: Run, step: int) -> list[Any]:
