@@ -56,9 +56,8 @@ def load(folder: Path, wanted: State, partial: bool) -> State:
 
 
 def written_by(process: int, names: Iterable[str]) -> list[str]:
-    """The files of a step that this process has written, and has in its cache; the lead has those of all together."""
-    own = re.compile(rf"state/ocdbt\.process_{process}/" if process else r"(?!state/ocdbt\.process_[1-9])")
-    return sorted(name for name in names if own.match(name))
+    """The files of a step that this process has written, and has in its cache."""
+    return [name for name in names if name.startswith(f"state/ocdbt.process_{process}/")]
 
 
 def _as_the_system_says(error: Exception) -> Exception:

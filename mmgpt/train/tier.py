@@ -4,6 +4,7 @@ A step is written as `7.saving`, gets its `manifest.json` (the sha256 of every f
 data), and only then its name `7`. A damaged step is renamed `7.corrupt-1`, never deleted.
 """
 
+import secrets
 import shutil
 import threading
 from abc import ABC, abstractmethod
@@ -200,7 +201,8 @@ class Shared(Tier):
 
         def name() -> None:
             if self._owner:
-                manifest.seal(saving, body, files)
+                rest = manifest.hashes(saving, manifest.files(saving) - files.keys())
+                manifest.seal(saving, body, files | rest)
                 self._rename(saving)
                 every = self._keep_every
                 self._delete(s for s in self.steps()[: -self._keep] if every is None or s % every)
@@ -225,7 +227,9 @@ class Local(Tier):
         return sorted(set.intersection(*map(set, steps)))
 
     def fits(self, body: Body, wanted: State) -> bool:
-        return agree(f"{self._name}: fits", shards.has(body, wanted), all)
+        # A host may hold a step of the same number from a life that another one had no part in.
+        told = agree(f"{self._name}: fits", [shards.has(body, wanted), body.get("save")], lambda said: said)
+        return all(has for has, _ in told) and len({save for _, save in told}) == 1
 
     def _copy(self, saving: Path, state: State) -> Write:
         return shards.start(saving, state)
@@ -239,10 +243,11 @@ class Local(Tier):
     def _commit(self, write: Write, saving: Path, body: Body) -> None:
         # Later steps are of a future that this run has left.
         before = [step for step in self.common() if step < body["step"]]
+        save = agree(f"{self._name}: save", secrets.token_hex(8), lambda said: said[0])
 
         def written() -> None:
             self._delete(step for step in self.steps() if step not in before[1 - self._keep :])
-            said = body | write()
+            said = body | write() | {"save": save}
             manifest.seal(saving, said, manifest.hashes(saving, manifest.files(saving)))
 
         together(f"{self._name}: written", written)
