@@ -1,5 +1,6 @@
 """The command line: `mmgpt COMMAND ...`. Presets and folders in, one clear error out."""
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -150,7 +151,8 @@ def _train(args: list[str]) -> int:
     from mmgpt.dist.hosts import REQUEUE
     from mmgpt.train.loop import train
 
-    outcome = train(run, run_dir, _sample_hook(run))
+    with _export_hook(run, run_dir) as export:
+        outcome = train(run, run_dir, _sample_hook(run), export)
     if outcome.preempted:
         console.print(f"saved at step {outcome.step}; run the same command to go on")
         return REQUEUE
@@ -164,6 +166,15 @@ def _sample_hook(run: Any) -> Any:
     from mmgpt.evaluate.samples import sample_hook
 
     return sample_hook(run)
+
+
+def _export_hook(run: Any, run_dir: Path) -> Any:
+    """Writes the model in Hugging Face's format while the run goes on."""
+    if run.export_every is None:
+        return contextlib.nullcontext()
+    from mmgpt.interop.export import Export
+
+    return Export(run, run_dir)
 
 
 def _run(args: list[str]) -> int:

@@ -5,6 +5,7 @@ to load is verified and compared before.
 """
 
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -14,6 +15,7 @@ from typing import Any
 from orbax.checkpoint import v1 as ocp
 
 from mmgpt.core.config import ConfigError
+from mmgpt.train import manifest
 
 State = dict[str, Any]
 FILE_BYTES = 256 * 2**20
@@ -49,10 +51,33 @@ def start(folder: Path, state: State) -> Callable[[], dict[str, Any]]:
     return finish
 
 
-def load(folder: Path, wanted: State, partial: bool) -> State:
-    """The arrays with the shapes, dtypes and shardings asked for; any exception of Orbax where it cannot load them."""
+def load(folder: Path, tree: dict[str, str], wanted: State, partial: bool) -> State:
+    """The arrays with the shapes, dtypes and shardings asked for; any exception of Orbax where it cannot load them.
+
+    ValueError before anything is read where the files hold other arrays than `tree`, which is the manifest's.
+    """
     with _context(partial):
+        _check(folder, tree)
         return ocp.load(str(folder), wanted)  # pyright: ignore[reportReturnType]
+
+
+def _check(folder: Path, tree: dict[str, str]) -> None:
+    """Hashes only tell that nothing changed since: who wrote them may have written sizes that no memory holds."""
+    index = folder / "state" / "_METADATA"
+    if index.stat().st_size > manifest.MOST_BYTES:
+        raise ValueError(f"{index.name} is larger than {manifest.MOST_BYTES} bytes, as none is")
+    found = manifest.named(ocp.metadata(str(folder)).metadata)
+    if wrong := sorted(
+        name for name in found.keys() | tree.keys() if name not in tree or not _is(found.get(name), tree[name])
+    ):
+        raise ValueError(f"{wrong[0]} is another array there than the manifest says, or not there")
+
+
+def _is(leaf: Any, said: str) -> bool:
+    """Whether the stored array is as said, in pieces that are no larger than it."""
+    if leaf is None or manifest.kind(leaf) != said:
+        return False
+    return math.prod(leaf.storage_metadata.chunk_shape) <= math.prod(leaf.shape)
 
 
 def written_by(process: int, names: Iterable[str]) -> list[str]:

@@ -81,8 +81,13 @@ def tree(state: dict[str, Any]) -> dict[str, str]:
             raise ValueError(f"state {name}: expected an array, found {type(leaf).__name__}; make it a jax.Array.")
         if 0 in leaf.shape:
             raise ValueError(f"state {name}: shape {leaf.shape} has no elements and cannot be saved; leave it out.")
-        found[name] = f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        found[name] = kind(leaf)
     return found
+
+
+def kind(leaf: Any) -> str:
+    """As in "float32[64,128]"."""
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 def files(folder: Path) -> set[str]:

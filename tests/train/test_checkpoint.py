@@ -228,3 +228,49 @@ def test_a_kill_at_any_time_costs_at_most_the_save_in_flight(tmp_path: Path) -> 
 @pytest.mark.slow
 def test_20_kills_at_any_time_cost_at_most_the_saves_in_flight(tmp_path: Path) -> None:
     kill_and_resume(tmp_path / "run", kills=20, seed=2)
+
+
+# --- readers beside a living run
+
+
+def test_a_step_that_the_run_deletes_under_a_reader_is_no_damage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    verify, waits = manifest.verify, ["before", "after"]
+
+    def slowly(step: Path, *arguments: Any) -> None:
+        wait = waits.pop() if waits else ""
+        if wait != "before":
+            verify(step, *arguments)
+        while wait and step.exists():
+            time.sleep(0.01)
+        if wait == "before":
+            verify(step, *arguments)
+
+    monkeypatch.setattr(manifest, "verify", slowly)
+    writer = run(SAVE_FOREVER, str(tmp_path), "save")
+    try:
+        assert writer.stdout is not None and [writer.stdout.readline() for _ in range(2)][1] == "saving 2\n"
+        with Checkpoints.Config().build(tmp_path, read_only=True) as checkpoints:
+            restored = checkpoints.restore(abstract(make_state(0)))
+        assert restored is not None and same(restored.state, make_state(restored.step)) and not waits
+        assert writer.poll() is None and capsys.readouterr().err == ""
+    finally:
+        writer.kill()
+        writer.communicate()
+
+
+def test_a_reader_gives_up_when_steps_go_faster_than_it_reads(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    verify = manifest.verify
+
+    def replaced(step: Path, *arguments: Any) -> None:  # as by a run that saves the same step again
+        shutil.copytree(step, step.with_name("copy"))
+        shutil.rmtree(step)
+        step.with_name("copy").rename(step)
+        (step / "commit_success.txt").unlink(missing_ok=True)
+        verify(step, *arguments)
+
+    monkeypatch.setattr(manifest, "verify", replaced)
+    told = pytest.raises(CheckpointError, match=r"deleted faster than they can be read; raise checkpoint\.keep")
+    with Checkpoints.Config().build(folder, read_only=True) as checkpoints, told:
+        checkpoints.restore(abstract(make_state(0)))

@@ -1,9 +1,7 @@
 """A step moves between meshes and numbers of processes, and the newest that all of them can use is loaded."""
 
 import os
-import shutil
 from pathlib import Path
-from typing import Any
 
 import jax
 import pytest
