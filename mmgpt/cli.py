@@ -256,6 +256,12 @@ def _bench_attention(args: list[str]) -> None:
     return _parse(bench_attention, args, "bench attention")
 
 
+def _bench_checkpoint(args: list[str]) -> None:
+    from mmgpt.evaluate.bench_checkpoint import bench_checkpoint
+
+    return _parse(bench_checkpoint, args, "bench checkpoint")
+
+
 def _bench_data(args: list[str]) -> None:
     from mmgpt.evaluate.bench_data import bench_data
 
@@ -298,6 +304,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
         _bench_attention,
         "cycles of attention on a TPU that is not there, beside splash attention",
     ),
+    "bench checkpoint": (_bench_checkpoint, "speed of saving and loading beside Orbax as it comes"),
     "bench data": (_bench_data, "fill and speed of packing, loading beside Grain's packers, resume, image decoding"),
     "bench generate": (_bench_generate, "speed of generation, bytes read on a TPU, passes of Jacobi decoding"),
     "bench tokenizer": (_bench_tokenizer, "speed of the Emu3 vision tokenizer beside transformers'"),

@@ -21,8 +21,9 @@ State = dict[str, Any]
 FILE_BYTES = 256 * 2**20
 """Arrays are cut into files of about this size, so that several threads can hash them."""
 
-# Orbax logs the traceback of each of its threads; the error itself reaches us and is told in a line.
-logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in record.getMessage())
+# Orbax logs the traceback of each of its threads, and what it cannot read; the error itself is told in a line.
+TOLD = re.compile(r"_SignalingThread\.run\(\) raised|^Failed to get metadata")
+logging.getLogger("absl").addFilter(lambda record: TOLD.search(record.getMessage()) is None)
 
 
 def check_path(directory: Path) -> None:

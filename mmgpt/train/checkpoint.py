@@ -17,7 +17,7 @@ import jax
 
 from mmgpt.core import config
 from mmgpt.core.errors import UserError
-from mmgpt.core.log import console, write_atomic
+from mmgpt.core.log import console, printable, write_atomic
 from mmgpt.dist import hosts
 from mmgpt.dist.agreement import Elsewhere, agree, together
 from mmgpt.train import manifest
@@ -231,7 +231,8 @@ class Checkpoints:
         try:
             state = tier.load(step, body, wanted, partial=only is not None)
         except Exception as e:
-            raise CheckpointError(f"{folder}: its files are as they were saved, but cannot be loaded: {e}") from e
+            told = printable(" ".join(str(e).split()), 300)
+            raise CheckpointError(f"{folder}: its files are as they were saved, but cannot be loaded: {told}") from e
         for each in self._tiers:
             each.saved = None  # what follows may be another future
         return Restored(step=step, state=state, position=body["position"], meta=body["meta"])
