@@ -81,13 +81,8 @@ def tree(state: dict[str, Any]) -> dict[str, str]:
             raise ValueError(f"state {name}: expected an array, found {type(leaf).__name__}; make it a jax.Array.")
         if 0 in leaf.shape:
             raise ValueError(f"state {name}: shape {leaf.shape} has no elements and cannot be saved; leave it out.")
-        found[name] = kind(leaf)
+        found[name] = f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
     return found
-
-
-def kind(leaf: Any) -> str:
-    """As in "float32[64,128]"."""
-    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 def files(folder: Path) -> set[str]:

@@ -6,6 +6,7 @@ bit. A folder that was made to harm is refused with one error before memory is t
 
 import argparse
 import json
+import os
 import random
 import resource
 import sys
@@ -109,7 +110,7 @@ def _stored(step: Path) -> Any:
     return ts.KvStore.open({"driver": "ocdbt", "base": f"file://{step}/state/"}).result()
 
 
-def _array(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
+def _array(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
     """Changes what the folder says of one array."""
 
     def harm(step: Path) -> None:
@@ -134,35 +135,57 @@ def _bomb(step: Path) -> None:
     _stored(step).write(b"params.kernel/c/0/0", data).result()
 
 
-def _index(data: bytes) -> Callable[[Path], None]:
-    return lambda step: (step / "state" / "_METADATA").write_bytes(data) and None
+def _grid(said: dict[str, Any]) -> dict[str, Any]:
+    return said["chunk_grid"]["configuration"]
 
 
-def _tree(**changes: Any) -> Callable[[Path], None]:
+def _file(name: str, data: bytes) -> Callable[[Path], object]:
+    return lambda step: (step / name).write_bytes(data)
+
+
+def _pipe(step: Path) -> None:
+    """A name that is read for ever, under a manifest that knows it."""
+    (step / "commit_success.txt").unlink()
+    os.mkfifo(step / "commit_success.txt")
+    body = manifest.read(step)
+    manifest.seal(step, body | {"position": 9}, body["files"])
+
+
+def _tree(**changes: Any) -> Callable[[Path], object]:
     return lambda step: seal_again(step, {"tree": manifest.read(step)["tree"] | changes})
 
 
-HARMS: dict[str, Callable[[Path], None]] = {
-    "an array of 4 EiB": _array(lambda said: said.update(shape=[2**30, 2**30])),
-    "pieces of 4 TiB": _array(lambda said: said["chunk_grid"]["configuration"].update(chunk_shape=[2**20, 2**20])),
-    "a compressed piece of 1 GB": _bomb,
-    "an array of another dtype": _array(lambda said: said.update(data_type="int8")),
-    "an array of no dtype": _array(lambda said: said.update(data_type="object")),
-    "an empty index": _index(b""),
-    "an index of 17 MB": _index(b'{"tree_metadata": {' + b" " * 17 * MEGABYTE + b"}}"),
-    "an index of lists in lists": _index(b"[" * MEGABYTE),
-    "an index without arrays": _index(b'{"tree_metadata": {}, "use_ocdbt": true, "use_zarr3": true}'),
-    "noise for a tree": lambda step: (
-        (step / "state/manifest.ocdbt").write_bytes(random.Random(0).randbytes(4096)) and None
+ANOTHER = "another array there than the manifest says"
+HARMS: dict[str, tuple[Callable[[Path], object], str]] = {
+    "an array of 4 EiB": (_array(lambda said: said.update(shape=[2**30, 2**30])), ANOTHER),
+    "pieces of 4 TiB": (_array(lambda said: _grid(said).update(chunk_shape=[2**20, 2**20])), ANOTHER),
+    "a compressed piece of 1 GB": (_bomb, ANOTHER),
+    "an array of another dtype": (_array(lambda said: said.update(data_type="int8")), ANOTHER),
+    "an array of no dtype": (_array(lambda said: said.update(data_type="object")), ANOTHER),
+    "an array that is a list": (_array(lambda said: said.update(codecs=[[]])), ANOTHER),
+    "noise for a tree": (_file("state/manifest.ocdbt", random.Random(0).randbytes(4096)), ANOTHER),
+    "an empty index": (_file("state/_METADATA", b""), "cannot be loaded"),
+    "an index of 17 MB": (_file("state/_METADATA", b" " * 17 * MEGABYTE), "_METADATA is larger than"),
+    "an index of lists in lists": (_file("state/_METADATA", b"[" * MEGABYTE), "recursion depth"),
+    "an index without arrays": (
+        _file("state/_METADATA", b'{"tree_metadata": {}, "use_zarr3": true}'),
+        "cannot be loaded",
     ),
-    "a leaf of another type": _tree(**{"params/kernel": "object[64,64]"}),
-    "a leaf of 4 EiB": _tree(**{"params/kernel": "float32[1073741824,1073741824]"}),
-    "a leaf that is a number": _tree(**{"params/kernel": 3}),
-    "a step that is a text": lambda step: seal_again(step, {"step": "2"}),
-    "a manifest of 17 MB": lambda step: (step / manifest.NAME).write_bytes(b" " * 17 * MEGABYTE) and None,
-    "a manifest of lists in lists": lambda step: (step / manifest.NAME).write_bytes(b"[" * MEGABYTE) and None,
+    "a leaf of another type": (
+        _tree(**{"params/kernel": "object[64,64]"}),
+        "saved object[64,64], this run has float32[64,64]",
+    ),
+    "a leaf of 4 EiB": (
+        _tree(**{"params/kernel": "float32[1073741824,1073741824]"}),
+        "saved float32[1073741824,1073741824]",
+    ),
+    "a leaf that is a number": (_tree(**{"params/kernel": 3}), "saved 3, this run has float32[64,64]"),
+    "a step that is a text": (lambda step: seal_again(step, {"step": "2"}), "set aside: ['1.corrupt-1']"),
+    "a manifest of 17 MB": (_file(manifest.NAME, b" " * 17 * MEGABYTE), "set aside: ['1.corrupt-1']"),
+    "a manifest of lists in lists": (_file(manifest.NAME, b"[" * MEGABYTE), "set aside: ['1.corrupt-1']"),
+    "a pipe for a file": (_pipe, "set aside: ['1.corrupt-1']"),
 }
-"""What is done to a step; where its manifest stays it is sealed again then, as whoever made it would."""
+"""What is done to a step, and what is told of it. It is sealed again then, unless its manifest was what changed."""
 
 
 def refused(folder: Path, name: str) -> str:
@@ -171,12 +194,14 @@ def refused(folder: Path, name: str) -> str:
         checkpoints.save(1, state(1), 8, {})
         checkpoints.wait()
         sealed = (folder / "1" / manifest.NAME).read_bytes()
-        HARMS[name](folder / "1")
+        harm, told = HARMS[name]
+        harm(folder / "1")
         if (folder / "1" / manifest.NAME).read_bytes() == sealed:
             seal_again(folder / "1")
         try:
             checkpoints.restore(abstract(state(0)))
         except CheckpointError as e:
+            assert told in str(e), f"{name}: {e}"
             return str(e)
     raise AssertionError(f"{name}: loaded")
 
