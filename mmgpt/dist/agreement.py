@@ -39,7 +39,7 @@ def agree(name: str, said: Any, decide: Callable[[list[Any]], Any]) -> Any:
     with _counting:
         _rounds[name] += 1
         number = _rounds[name]
-    place, wait = f"mmgpt/{name}", TIMEOUT_SECONDS * 1000
+    place, wait = f"mmgpt/agree/{name}", TIMEOUT_SECONDS * 1000
     service.key_value_set(f"{place}/{number}/said/{hosts.process_index()}", json.dumps(said))
     if hosts.is_lead():
         keys = [f"{place}/{number}/said/{index}" for index in range(hosts.process_count())]

@@ -9,7 +9,7 @@ import functools
 import hashlib
 import os
 import secrets
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -148,18 +148,24 @@ class Checkpoints:
         """Waits for the saves in flight."""
         self.wait()
 
+    def set_aside(self, what: str, chosen: Callable[[Description], bool]) -> None:
+        """Renames `7.WHAT-1` the steps that are `chosen`, as WHAT "abandoned"; those of an earlier call are deleted."""
+        self.wait()
+        for tier in self._tiers:
+            steps = [step for step in tier.common() if (found := _described(tier, step)) is not None and chosen(found)]
+            if steps:
+                together(f"remove {what}", functools.partial(tier.remove_aside, what))
+                together(f"set aside {what}", functools.partial(tier.set_aside, steps, what))
+            tier.saved = None
+
     def describe(self, step: int | None = None) -> Description | None:
         """What a step holds, the newest if none is named, from its manifest alone; None where there is none."""
         self.wait()
         skip: set[tuple[int, Tier]] = set()
         while (found := self._newest(step, skip)) is not None:
-            number, tier = found
-            try:
-                body = tier.read(number)
-            except (Damage, Elsewhere):
-                skip.add(found)
-                continue
-            return Description(**{f.name: body[f.name] for f in dataclasses.fields(Description)})
+            if (described := _described(found[1], found[0])) is not None:
+                return described
+            skip.add(found)
         if step is not None:
             raise CheckpointError(f"{self.directory}: step {step} is not there; complete: {self.steps()}.")
         return None
@@ -194,7 +200,7 @@ class Checkpoints:
                     raise CheckpointError(f"{folder}: {e}. Choose another step of {self.steps()}.") from e
                 console.print(f"checkpoint {number} is damaged ({e}); trying the one before it", style="bold red")
                 if not self._read_only:
-                    together("set aside", functools.partial(tier.set_aside, number))
+                    together("set aside", functools.partial(tier.set_aside, [number], "corrupt"))
             skip.add(found)
         aside = sorted(p.name for p in self.directory.glob("*.corrupt-*"))
         if step is not None or aside or any(tier is self._shared for _, tier in skip):
@@ -258,6 +264,14 @@ class Checkpoints:
         identity = agree("run", together("run identity", known), lambda said: said[0])
         name = f"{self.directory.parent.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
         return Path(self._settings.local).absolute() / name / f"process-{hosts.process_index()}"
+
+
+def _described(tier: Tier, step: int) -> Description | None:
+    try:
+        body = tier.read(step)
+    except (Damage, Elsewhere):
+        return None
+    return Description(**{f.name: body[f.name] for f in dataclasses.fields(Description)})
 
 
 def _identity(folder: Path) -> tuple[int, int] | None:

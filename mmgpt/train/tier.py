@@ -51,7 +51,7 @@ class Tier(ABC):
         for folder in sorted(self.directory.iterdir()):
             if folder.name.isdecimal() and not (folder / manifest.NAME).is_file():
                 console.print(f"{self._name} {folder.name} has lost its {manifest.NAME}", style="bold red")
-                self.set_aside(int(folder.name))
+                self.set_aside([int(folder.name)], "corrupt")
 
     def steps(self) -> list[int]:
         """Complete steps that this process sees, oldest first."""
@@ -109,15 +109,20 @@ class Tier(ABC):
         folder = self.directory / str(step)
         return together(f"{self._name}: load", lambda: self._load(folder, body, wanted, partial))
 
-    def set_aside(self, step: int) -> None:
-        """Renames a damaged step."""
-        folder, number = self.directory / str(step), 1
-        if not self._owner or not folder.exists():
-            return
-        while (target := folder.with_name(f"{folder.name}.corrupt-{number}")).exists():
-            number += 1
-        folder.rename(target)
-        console.print(f"{printable(str(folder))} was renamed {target.name}", style="bold red")
+    def set_aside(self, steps: Iterable[int], what: str) -> None:
+        """Renames steps, as 7 to `7.corrupt-1`."""
+        for step in steps if self._owner else ():
+            folder, number = self.directory / str(step), 1
+            while (target := folder.with_name(f"{folder.name}.{what}-{number}")).exists():
+                number += 1
+            if folder.exists():  # a process whose own step is whole has nothing to rename
+                folder.rename(target)
+                console.print(f"{printable(str(folder))} was renamed {target.name}", style="bold red")
+
+    def remove_aside(self, what: str) -> None:
+        """Deletes the steps that were set aside as `what`."""
+        if self._owner:
+            _remove(self.directory.glob(f"*.{what}-*"))
 
     @abstractmethod
     def _of_all(self, steps: Sequence[list[int]]) -> list[int]:
@@ -246,6 +251,7 @@ class Local(Tier):
         save = agree(f"{self._name}: save", secrets.token_hex(8), lambda said: said[0])
 
         def written() -> None:
+            _remove(self.directory.glob("*.*-*"))  # which was set aside, and would soon fill a RAM disk
             self._delete(step for step in self.steps() if step not in before[1 - self._keep :])
             said = body | write() | {"save": save}
             manifest.seal(saving, said, manifest.hashes(saving, manifest.files(saving)))

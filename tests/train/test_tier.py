@@ -70,6 +70,21 @@ def test_damaged_local_steps_are_set_aside_and_the_next_best_is_taken(tmp_path: 
     assert sorted(os.listdir(own(tmp_path))) == ["6.corrupt-1", "8.corrupt-1"]
 
 
+def test_steps_of_a_future_that_was_left_are_set_aside_in_both_folders(tmp_path: Path) -> None:
+    train(tmp_path, range(1, 10), every=3)
+    with opened(tmp_path) as checkpoints:
+        checkpoints.set_aside("abandoned", lambda found: found.position > 8 * 6)
+    assert sorted(os.listdir(own(tmp_path))) == ["6", "8.abandoned-1"]
+    assert sorted(os.listdir(tmp_path / "run" / "shared")) == ["3", "6", "9.abandoned-1", "identity"]
+    assert steps_of(restored(tmp_path, 4, 2)) == 6
+    train(tmp_path, range(7, 10), every=9)
+    with opened(tmp_path) as checkpoints:
+        checkpoints.set_aside("abandoned", lambda found: found.step == 9)
+    assert sorted(os.listdir(own(tmp_path))) == ["6", "8"]
+    assert sorted(os.listdir(tmp_path / "run" / "shared")) == ["3", "6", "9.abandoned-1", "identity"]
+    assert steps_of(restored(tmp_path, 4, 2)) == 8
+
+
 def test_a_lost_local_folder_or_another_mesh_falls_back_to_the_shared_one(tmp_path: Path) -> None:
     train(tmp_path, range(1, 10), every=5)
     assert steps_of(restored(tmp_path, 2, 4)) == 5
