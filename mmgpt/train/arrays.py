@@ -53,17 +53,17 @@ def start(folder: Path, state: State) -> Callable[[], dict[str, Any]]:
     return finish
 
 
-def load(folder: Path, tree: dict[str, str], wanted: State, partial: bool) -> State:
+def load(folder: Path, wanted: State, partial: bool) -> State:
     """The arrays with the shapes, dtypes and shardings asked for; any exception of Orbax where it cannot load them.
 
-    ValueError before anything is read where the files hold other arrays than `tree`, which is the manifest's.
+    ValueError before anything is read where the files hold other arrays.
     """
     with _context(partial):
-        _check(folder, tree)
+        _check(folder, wanted)
         return ocp.load(str(folder), wanted)  # pyright: ignore[reportReturnType]
 
 
-def _check(folder: Path, tree: dict[str, str]) -> None:
+def _check(folder: Path, wanted: State) -> None:
     """Hashes only tell that nothing changed since: who wrote them may have written sizes that no memory holds."""
     index = folder / "state" / "_METADATA"
     if index.stat().st_size > manifest.MOST_BYTES:
@@ -71,10 +71,11 @@ def _check(folder: Path, tree: dict[str, str]) -> None:
     place = {"driver": "file", "path": f"{folder}/state/"}
     stored: Any = tensorstore.KvStore.open({"driver": "ocdbt", "base": place}).result()
     # Not by Orbax, whose readers of the other arrays go on when one is not as it should be.
-    reads = {name: stored.read(f"{name.replace('/', '.')}/zarr.json") for name in tree}
+    leaves = manifest.named(wanted, ".")
+    reads = {name: stored.read(f"{name}/zarr.json") for name in leaves}
     for name, read in reads.items():
         try:
-            fits = _fits(json.loads(read.result().value), tree[name])
+            fits = _fits(json.loads(read.result().value), manifest.kind(leaves[name]))
         except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
             fits = False
         if not fits:

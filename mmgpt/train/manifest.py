@@ -67,10 +67,10 @@ def render(body: dict[str, Any]) -> bytes:
     return f'{text},\n "sha256": "{hashlib.sha256(text.encode()).hexdigest()}"\n}}\n'.encode()
 
 
-def named(state: dict[str, Any]) -> dict[str, Any]:
+def named(state: dict[str, Any], separator: str = "/") -> dict[str, Any]:
     """Path, as in "params/layer/kernel", -> leaf."""
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
+    return {jax.tree_util.keystr(path, simple=True, separator=separator): leaf for path, leaf in leaves}
 
 
 def tree(state: dict[str, Any]) -> dict[str, str]:
@@ -81,8 +81,13 @@ def tree(state: dict[str, Any]) -> dict[str, str]:
             raise ValueError(f"state {name}: expected an array, found {type(leaf).__name__}; make it a jax.Array.")
         if 0 in leaf.shape:
             raise ValueError(f"state {name}: shape {leaf.shape} has no elements and cannot be saved; leave it out.")
-        found[name] = f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        found[name] = kind(leaf)
     return found
+
+
+def kind(leaf: Any) -> str:
+    """As in "float32[64,128]"."""
+    return f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
 
 
 def files(folder: Path) -> set[str]:

@@ -190,7 +190,7 @@ class Shared(Tier):
         return arrays.start(saving, state)
 
     def _load(self, folder: Path, body: Body, wanted: State, partial: bool) -> State:
-        return arrays.load(folder, body["tree"], wanted, partial)
+        return arrays.load(folder, wanted, partial)
 
     def _share(self) -> tuple[int, int]:
         return hosts.process_index(), hosts.process_count()

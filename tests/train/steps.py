@@ -27,7 +27,7 @@ def make_state(step: int) -> dict[str, Any]:
     values = jnp.arange(24, dtype=jnp.float32).reshape(4, 6) + step
     return {
         "params": {"kernel": values, "scale": jnp.full((5,), step + 0.5, jnp.bfloat16)},
-        "optimizer": {"mu": {"kernel": values / 3}, "count": jnp.int32(step)},
+        "optimizer": {"mu": {"kernel": values / 3}, "count": jnp.int32(step), "1/odd.name": jnp.int32(-step)},
         "variables": {},
         "ema": {"kernel": values * 2},
         "flag": jnp.array(True),
