@@ -131,7 +131,7 @@ def test_a_run_exports_what_convert_would_make_of_it(made: Run, tmp_path: Path) 
 def test_an_export_that_fails_is_told_and_leaves_nothing(
     made: Run, tmp_path: Path, capsys: pytest.CaptureFixture
 ) -> None:
-    run = made.replace(export_every=4, evaluate_every=8, steps=8)
+    run = made.replace(export_every=4, evaluate_every=8, save_every=8, steps=8)
     with small_disk(tmp_path / "disk", "4m") as disk, Export(run, disk / "run") as export:
 
         def failing(model: Opened, metrics: Metrics) -> None:
