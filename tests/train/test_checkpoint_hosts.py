@@ -8,6 +8,7 @@ import pytest
 
 from mmgpt.train import manifest
 from mmgpt.train.checkpoint import Checkpoints
+from tests.small_disk import small_disk
 from tests.train.steps import abstract, holds, mesh, placed, run_together, values
 
 
@@ -71,3 +72,38 @@ def test_two_processes_save_together_and_walk_back_together(tmp_path: Path) -> N
     with Checkpoints.Config().build(tmp_path) as checkpoints:
         restored = checkpoints.restore(abstract(placed(values(0), mesh(1, 1))))
     assert restored is not None and restored.position == 5 and holds(restored.state, values(5))
+
+
+FAIL = """
+from mmgpt.train import tier
+folder = Path(sys.argv[1])
+noise = lambda step: np.random.default_rng(step).standard_normal((512, 512)).astype(np.float32)
+state = lambda step: placed({"w": noise(step)}, mesh(4, 2))
+found = lambda: checkpoints.restore(abstract(state(0))).step
+
+with Checkpoints.Config().build(folder / "run") as checkpoints:
+    checkpoints.save(1, state(1), 8, {})
+    assert checkpoints.wait()
+    hosts.barrier("saved")
+    if index == 0:
+        (folder / "filler").write_bytes(bytes(1_600_000))
+    hosts.barrier("full")
+    checkpoints.save(2, state(2), 16, {})
+    assert not checkpoints.wait() and checkpoints.failures == 1 and found() == 1
+    hosts.barrier("failed")
+    if index == 0:
+        (folder / "filler").unlink()
+    hosts.barrier("room")
+    if index == 1:  # one process alone fails
+        tier.manifest.hashes = lambda *_: 1 / 0
+    checkpoints.save(3, state(3), 24, {})
+    assert not checkpoints.wait() and checkpoints.failures == 2
+    print(type(checkpoints.failure).__name__)
+"""
+
+
+@pytest.mark.multiproc
+def test_what_one_process_cannot_save_none_has_saved(tmp_path: Path) -> None:
+    with small_disk(tmp_path / "disk", "3m") as disk:
+        assert [out.split()[-1] for out in run_together(FAIL, 2, str(disk))] == ["Elsewhere", "ZeroDivisionError"]
+        assert os.listdir(disk / "run") == ["1"]
