@@ -1,5 +1,6 @@
 """The command line: `mmgpt COMMAND ...`. Presets and folders in, one clear error out."""
 
+import contextlib
 import dataclasses
 import difflib
 import errno
@@ -182,7 +183,8 @@ def _train(args: list[str]) -> int:
     from mmgpt.dist.hosts import REQUEUE
     from mmgpt.train.loop import train
 
-    outcome = train(run, run_dir, _sample_hook(run))
+    with _export_hook(run, run_dir) as export:
+        outcome = train(run, run_dir, _sample_hook(run), export)
     if outcome.preempted:
         console.print(f"saved at step {outcome.step}; run the same command to go on")
         return REQUEUE
@@ -196,6 +198,15 @@ def _sample_hook(run: Any) -> Any:
     from mmgpt.evaluate.samples import sample_hook
 
     return sample_hook(run)
+
+
+def _export_hook(run: Any, run_dir: Path) -> Any:
+    """Writes the model in Hugging Face's format while the run goes on."""
+    if run.export_every is None:
+        return contextlib.nullcontext()
+    from mmgpt.interop.export import Export
+
+    return Export(run, run_dir)
 
 
 def _run(args: list[str]) -> int:
@@ -281,6 +292,12 @@ def _bench_attention(args: list[str]) -> None:
     return _parse(bench_attention, args, "bench attention")
 
 
+def _bench_checkpoint(args: list[str]) -> None:
+    from mmgpt.evaluate.bench_checkpoint import bench_checkpoint
+
+    return _parse(bench_checkpoint, args, "bench checkpoint")
+
+
 def _bench_data(args: list[str]) -> None:
     from mmgpt.evaluate.bench_data import bench_data
 
@@ -325,6 +342,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
         _bench_attention,
         "cycles of attention on a TPU that is not there, beside splash attention",
     ),
+    "bench checkpoint": (_bench_checkpoint, "speed of saving and loading beside Orbax as it comes"),
     "bench data": (_bench_data, "fill and speed of packing, loading beside Grain's packers, resume, image decoding"),
     "bench generate": (_bench_generate, "speed of generation, bytes read on a TPU, passes of Jacobi decoding"),
     "bench tokenizer": (_bench_tokenizer, "speed of the Emu3 vision tokenizer beside transformers'"),

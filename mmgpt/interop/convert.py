@@ -29,7 +29,7 @@ from mmgpt.models.decoder import Decoder
 from mmgpt.models.movq import MoVQ
 from mmgpt.objectives.objective import ObjectiveConfig
 from mmgpt.tokens.grammars.grammar import Grammar
-from mmgpt.train.checkpoint import check_path
+from mmgpt.train.arrays import check_path
 from mmgpt.train.run import Opened, Run, Tokens, load_run, open_run
 from mmgpt.train.weights import save_weights
 
@@ -150,8 +150,9 @@ def to_hugging_face(
     dtype: Format | None = None,
     shard_bytes: int = SHARD_BYTES,
     overwrite: bool = False,
+    models: Mapping[Path, Opened] | None = None,
 ) -> None:
-    """Writes a Hugging Face folder from a run's newest checkpoint.
+    """Writes a Hugging Face folder from a run's newest checkpoint, or of `models` in memory, by run folder.
 
     A run that was converted keeps names, number formats and files of where it came from unless `family` or `dtype` say
     otherwise; another has its `family` from its config, and float32. ConfigError, CheckpointError, OSError.
@@ -159,7 +160,8 @@ def to_hugging_face(
     if shard_bytes < 1:
         raise ConfigError(f"--shard-bytes is {shard_bytes}; it must be at least 1.")
     run, memory = load_run(run_dir), run_dir / MEMORY
-    with whole_folder(out, overwrite, [run_dir, *_tokenizers(run.tokens)]) as folder:
+    read = [run_dir] if models is None else []
+    with whole_folder(out, overwrite, [*read, *_tokenizers(run.tokens)]) as folder:
         notes = _notes(memory) if family is None else None
         described = _described(run, None if run.tokens is None else run.tokens.build(), notes, memory, family)
         layout = LAYOUTS[notes.layout if notes is not None else "decoder" if described.model is not None else "vision"]
@@ -178,11 +180,11 @@ def to_hugging_face(
             plan += [Planned(name=t.name, dtype=t.dtype, shape=t.shape) for t in kept.tensors.values()]
         body = _config(described, dtype, whole, None if notes is None else memory / "config.json", notes)
         # Faults that show without the weights are told by now. The image tokenizer, the smaller part, is opened first.
-        opened = {path: open_run(path) for path in reversed(parts)}
+        opened = models or {path: open_run(path) for path in reversed(parts)}
         readers = {entry.hf_name: (opened[path], entry) for path, part in parts.items() for entry in part}
         counts: dict[str, int] = {}
 
-        def read(name: str) -> np.ndarray:
+        def numbers(name: str) -> np.ndarray:
             array = _numbers(*readers[name]) if name in readers else kept.read(name) if kept else np.empty(0)
             counts[name] = not_finite(array)
             return array
@@ -193,8 +195,14 @@ def to_hugging_face(
         if body is not None:
             write_json(folder / "config.json", body)
         metadata = {"format": "pt"} if notes is None else notes.metadata
-        write_folder(folder, plan, read, metadata=metadata, shard_bytes=shard_bytes)
+        write_folder(folder, plan, numbers, metadata=metadata, shard_bytes=shard_bytes)
         _tell_not_finite(counts)
+
+
+def check_exportable(run: Run, run_dir: Path) -> None:
+    """ConfigError where `to_hugging_face` could not write the model of this run."""
+    memory = run_dir / MEMORY
+    _described(run, None if run.tokens is None else run.tokens.build(), _notes(memory), memory, None)
 
 
 def _notes(memory: Path) -> Notes | None:

@@ -1,39 +1,37 @@
-"""Checkpoints that are whole or absent: Orbax writes the arrays, a manifest of hashes says that nothing changed since.
+"""Checkpoints that are whole or absent, in a folder that all processes see, and more often on each host itself.
 
-A step is written as `7.saving`, gets its `manifest.json` (the sha256 of every file, the tree, the position in the
-data), and only then its name `7`. Orbax does not notice flipped bits and casts dtypes in silence, so a load verifies
-the hashes and compares the tree first. A damaged step is renamed `7.corrupt-1`, never deleted, and the one before it
-is used. This is the only file that knows Orbax.
+`tier.py` has the folders and what makes a step whole, `arrays.py` and `shards.py` what lies in them, `manifest.py` the
+hashes. Here is which step is saved where, and which is loaded: the newest one that is whole and fits on all processes.
 """
 
 import dataclasses
-import logging
+import functools
+import hashlib
 import os
-import re
-import shutil
-import threading
-from collections.abc import Iterable, Sequence
+import secrets
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
-from jax.experimental import multihost_utils
-from orbax.checkpoint import v1 as ocp
 
 from mmgpt.core import config
 from mmgpt.core.errors import UserError
-from mmgpt.core.log import console, printable
+from mmgpt.core.log import console, printable, write_atomic
 from mmgpt.dist import hosts
+from mmgpt.dist.agreement import Elsewhere, agree, together
 from mmgpt.train import manifest
+from mmgpt.train.arrays import State, check_path
+from mmgpt.train.manifest import Damage
+from mmgpt.train.tier import Local, Shared, Tier
 
 LISTED = 12
 """Differing leaves that an error names before it only counts the rest."""
 
-State = dict[str, Any]
-
-# Orbax logs the traceback of each of its threads; the error itself reaches us and is told in a line.
-logging.getLogger("absl").addFilter(lambda record: "_SignalingThread.run() raised" not in record.getMessage())
+IDENTITY = "identity"
+"""File beside the steps that tells this run's local checkpoints from those of another one at the same path."""
+TRIES = 20
+"""How often a reader whose step is deleted under it takes a newer one."""
 
 
 class CheckpointError(UserError, RuntimeError):
@@ -61,46 +59,51 @@ class Restored:
 
 
 class Checkpoints:
-    """The checkpoints of a run, in one folder that all its processes see.
+    """The checkpoints of a run.
 
-    Every process calls every method, in the same order. Use it as a context manager, or call `close`: a save still in
-    flight when the interpreter exits is lost.
+    Every process calls every method but `steps`, in the same order. Use it as a context manager, or call `close`: a
+    save still in flight when the interpreter exits is lost.
     """
 
     class Config(config.Config):
-        """`keep` most recent steps stay, and for good those that `keep_every` divides."""
+        """`keep` most recent steps stay, and for good those that `keep_every` divides.
+
+        `local` is a folder of each host, on a RAM disk or an SSD, for a step more every `local_every`, of which the
+        newest `local_keep` stay. A restart takes the newest step of both, and without its hosts does not need them.
+        """
 
         keep: int = 3
         keep_every: int | None = None
         asynchronous: bool = True
+        local: str = ""
+        local_every: int = 50
+        local_keep: int = 2
 
         def build(self, directory: Path, *, read_only: bool = False, quiet: bool = False) -> "Checkpoints":
             """Opens the folder. A reader beside a living run must be `read_only`: others clean up what a kill left.
 
             With `quiet` it is the caller who tells that a save failed.
             """
-            if self.keep < 1 or (self.keep_every is not None and self.keep_every < 1):
-                raise config.ConfigError(f"keep={self.keep}, keep_every={self.keep_every}: expected numbers from 1 up.")
+            least = {"keep": 2, "keep_every": 1, "local_every": 1, "local_keep": 2}  # one to walk back to
+            for name, value in vars(self).items():
+                if name in least and value is not None and value < least[name]:
+                    raise config.ConfigError(f"checkpoint.{name} is {value}; it must be at least {least[name]}.")
             if not read_only:
                 check_path(directory)
             return Checkpoints(self, Path(directory), read_only, quiet)
 
     def __init__(self, settings: Config, directory: Path, read_only: bool, quiet: bool) -> None:
         self.directory = directory.absolute()
-        self.failures = 0
-        """Saves that failed since the last one that succeeded."""
-        self.failure: Exception | None = None
-        """What the last of them met."""
         self._settings = settings
         self._read_only = read_only
-        self._quiet = quiet
-        self._lead = hosts.is_lead()
-        self._saved: int | None = None
-        self._finishing: threading.Thread | None = None
-        if not read_only and self._lead:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            self._clean()
-        hosts.barrier(f"open {directory}")
+        self._shared = Shared(self.directory, keep=settings.keep, keep_every=settings.keep_every, quiet=quiet)
+        self._local: Local | None = None
+        if not read_only:
+            together("open checkpoints", self._shared.clean)
+            if settings.local:
+                self._local = Local(self._own_folder(), keep=settings.local_keep)
+                together("open local checkpoints", self._local.clean)
+        self._tiers: list[Tier] = [tier for tier in (self._local, self._shared) if tier is not None]
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -108,11 +111,19 @@ class Checkpoints:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
+    @property
+    def failures(self) -> int:
+        """Saves that failed since the last one that succeeded, without local ones."""
+        return self._shared.failures
+
+    @property
+    def failure(self) -> Exception | None:
+        """What the last of them met."""
+        return self._shared.failure
+
     def steps(self) -> list[int]:
-        """Complete steps on the disk, oldest first."""
-        return sorted(
-            int(p.parent.name) for p in self.directory.glob(f"*/{manifest.NAME}") if p.parent.name.isdecimal()
-        )
+        """Complete steps in the folder that all processes see, oldest first."""
+        return self._shared.steps()
 
     def save(self, step: int, state: State, position: int, meta: dict[str, Any]) -> None:
         """Saves a nested dict of arrays with the next global row and plain JSON `meta`; replaces the step if it exists.
@@ -120,48 +131,43 @@ class Checkpoints:
         Returns once the arrays are copied to the host, so that they may be donated; `wait` says how it went. A save
         that fails is told on the console and counted in `failures`, and neither the run nor the next save minds.
         """
-        if self._read_only:
-            raise CheckpointError(f"{self.directory} was opened to read only; step {step} cannot be saved there.")
-        body = {"step": step, "position": position, "meta": meta, "tree": _tree(state)}
-        manifest.render(body)  # meta that is not plain JSON is a mistake of the caller, and raises here
-        self.wait()
-        if step == self._saved:
-            return
-        saving = self.directory / f"{step}.saving"
-        try:
-            if self._lead:
-                _remove(self.directory.glob(f"{saving.name}*"))
-            with _context():
-                response = ocp.save_async(str(saving), state)
-        except OSError as e:
-            self._fail(step, e)
-            return
-        self._finishing = threading.Thread(target=self._finish, args=(response, saving, body), name=f"save step {step}")
-        self._finishing.start()
-        if not self._settings.asynchronous:
-            self.wait()
+        self._save(self._shared, step, state, position, meta)
+
+    def save_local(self, step: int, state: State, position: int, meta: dict[str, Any]) -> None:
+        """The same on each host, if there is a `local` folder and `local_every` divides the step."""
+        if self._local is not None and step % self._settings.local_every == 0:
+            self._save(self._local, step, state, position, meta)
 
     def wait(self) -> bool:
-        """Waits for the save in flight; whether the last save of this process succeeded."""
-        if self._finishing is not None:
-            self._finishing.join()
-            self._finishing = None
+        """Waits for the saves in flight; whether the last `save` succeeded."""
+        for tier in self._tiers:
+            tier.wait()
         return self.failures == 0
 
     def close(self) -> None:
-        """Waits for the save in flight."""
+        """Waits for the saves in flight."""
         self.wait()
+
+    def set_aside(self, what: str, chosen: Callable[[Description], bool]) -> None:
+        """Renames `7.WHAT-1` the steps that are `chosen`, as WHAT "abandoned"; those of an earlier call are deleted."""
+        self.wait()
+        for tier in self._tiers:
+            steps = [step for step in tier.common() if (found := _described(tier, step)) is not None and chosen(found)]
+            if steps:
+                together(f"remove {what}", functools.partial(tier.remove_aside, what))
+                together(f"set aside {what}", functools.partial(tier.set_aside, steps, what))
+            tier.saved = None
 
     def describe(self, step: int | None = None) -> Description | None:
         """What a step holds, the newest if none is named, from its manifest alone; None where there is none."""
-        for candidate in reversed(self.steps()) if step is None else [step]:
-            try:
-                body = manifest.read(self.directory / str(candidate))
-            except manifest.Damage as damage:
-                if step is not None:
-                    raise CheckpointError(f"{self.directory / str(step)}: {damage}") from damage
-                continue
-            return Description(**{f.name: body[f.name] for f in dataclasses.fields(Description)})
+        self.wait()
+        skip: set[tuple[int, Tier]] = set()
+        while (found := self._newest(step, skip)) is not None:
+            if (described := _described(found[1], found[0])) is not None:
+                return described
+            skip.add(found)
+        if step is not None:
+            raise CheckpointError(f"{self.directory}: step {step} is not there; complete: {self.steps()}.")
         return None
 
     def restore(
@@ -175,126 +181,106 @@ class Checkpoints:
         """
         self.wait()
         wanted = jax.tree.map(_placed, abstract_state if only is None else {k: abstract_state[k] for k in only})
-        skip: set[int] = set()
-        while (candidate := self._candidate(step, skip)) is not None:
-            folder = self.directory / str(candidate)
-            body, damage = self._verify(folder)
-            if body is not None:
-                saved = {k: v for k, v in body["tree"].items() if only is None or k.split("/")[0] in only}
-                _compare(folder, saved, _tree(wanted))
-                return self._load(folder, body, wanted, partial=only is not None)
-            if step is not None:
-                raise CheckpointError(f"{folder}: {damage}. Choose another step of {self.steps()}.")
-            skip.add(candidate)
-            console.print(f"checkpoint {candidate} is damaged ({damage}); trying the one before it", style="bold red")
-            if self._lead and not self._read_only:
-                _set_aside(folder)
-            hosts.barrier(f"set aside {folder.name}")
+        skip: set[tuple[int, Tier]] = set()
+        tries = 0
+        while (found := self._newest(step, skip)) is not None:
+            number, tier = found
+            folder = tier.directory / str(number)
+            before = _identity(folder)
+            try:
+                restored = self._load(number, tier, wanted, only)
+                if restored is not None:
+                    return restored
+            except (Damage, Elsewhere, CheckpointError) as e:
+                if self._read_only and self._was_deleted(folder, before, tries := tries + 1):
+                    continue
+                if isinstance(e, CheckpointError):
+                    raise
+                if step is not None:
+                    raise CheckpointError(f"{folder}: {e}. Choose another step of {self.steps()}.") from e
+                console.print(f"checkpoint {number} is damaged ({e}); trying the one before it", style="bold red")
+                if not self._read_only:
+                    together("set aside", functools.partial(tier.set_aside, [number], "corrupt"))
+            skip.add(found)
         aside = sorted(p.name for p in self.directory.glob("*.corrupt-*"))
-        if step is not None or skip or aside:
-            found = f"step {step} is not there" if step is not None else "every checkpoint is damaged"
+        if step is not None or aside or any(tier is self._shared for _, tier in skip):
+            what = f"step {step} is not there" if step is not None else "every checkpoint is damaged"
             raise CheckpointError(
-                f"{self.directory}: {found}; complete: {self.steps()}, set aside: {aside}. "
+                f"{self.directory}: {what}; complete: {self.steps()}, set aside: {aside}. "
                 "To start anew, move the folder away or choose another run folder."
             )
         return None
 
-    def _candidate(self, step: int | None, skip: set[int]) -> int | None:
-        """The step to try, as the lead sees the disk."""
-        there = [s for s in self.steps() if s not in skip and step in (None, s)]
-        chosen = there[-1] if there else -1
-        if hosts.process_count() > 1:
-            chosen = int(multihost_utils.broadcast_one_to_all(np.int32(chosen)))
-        return chosen if chosen >= 0 else None
+    def _save(self, tier: Tier, step: int, state: State, position: int, meta: dict[str, Any]) -> None:
+        if self._read_only:
+            raise CheckpointError(f"{self.directory} was opened to read only; step {step} cannot be saved there.")
+        body = {"step": step, "position": position, "meta": meta, "tree": _tree(state)}
+        manifest.render(body)  # meta that is not plain JSON is a mistake of the caller, and raises here
+        tier.save(step, state, body)
+        if not self._settings.asynchronous:
+            tier.wait()
 
-    def _verify(self, folder: Path) -> tuple[dict[str, Any] | None, str]:
-        """The manifest if all files are as they were saved, else None and the damage. Processes share the hashing."""
-        body, damage = None, ""
-        try:
-            body = manifest.read(folder)
-            manifest.verify(folder, body, hosts.process_index(), hosts.process_count())
-        except manifest.Damage as e:
-            body, damage = None, str(e)
-        if hosts.process_count() > 1 and multihost_utils.process_allgather(np.int32(body is None)).any():
-            body, damage = None, damage or "another process found damage"
-        return body, damage
+    def _newest(self, step: int | None, skip: set[tuple[int, Tier]]) -> tuple[int, Tier] | None:
+        """The step to try and where it lies: of the same one on both, the local one, which loads faster."""
+        there = [(number, tier) for tier in self._tiers for number in tier.common() if step in (None, number)]
+        return max((found for found in there if found not in skip), key=lambda found: found[0], default=None)
 
-    def _load(self, folder: Path, body: dict[str, Any], wanted: State, partial: bool) -> Restored:
+    def _load(self, step: int, tier: Tier, wanted: State, only: Sequence[str] | None) -> Restored | None:
+        """A step, or None if it is of another mesh or other hosts and can only be loaded there; Damage, Elsewhere."""
+        body = tier.verify(step)
+        saved = {k: v for k, v in body["tree"].items() if only is None or k.split("/")[0] in only}
+        folder = tier.directory / str(step)
+        _compare(folder, saved, _tree(wanted))
+        if not tier.fits(body, wanted):
+            console.print(f"{folder} is of another mesh or other hosts; trying the one before it")
+            return None
         try:
-            with _context(partial):
-                state = ocp.load(str(folder), wanted)
+            state = tier.load(step, body, wanted, partial=only is not None)
         except Exception as e:
-            raise CheckpointError(f"{folder}: its files are as they were saved, but Orbax cannot load them: {e}") from e
-        self._saved = None
-        return Restored(step=body["step"], state=state, position=body["position"], meta=body["meta"])  # pyright: ignore
+            told = printable(" ".join(str(e).split()), 300)
+            raise CheckpointError(f"{folder}: its files are as they were saved, but cannot be loaded: {told}") from e
+        for each in self._tiers:
+            each.saved = None  # what follows may be another future
+        return Restored(step=step, state=state, position=body["position"], meta=body["meta"])
 
-    def _finish(self, response: Any, saving: Path, body: dict[str, Any]) -> None:
-        """Runs beside the training: waits for Orbax on all processes, then the lead seals and names the step."""
-        try:
-            response.result()
-            if self._lead:
-                manifest.seal(saving, body)
-                final = saving.with_suffix("")
-                if final.exists():
-                    self._delete(final)
-                saving.rename(final)
-                self._delete_old()
-            self._saved, self.failures = body["step"], 0
-        except Exception as e:
-            self._fail(body["step"], e)
+    def _was_deleted(self, folder: Path, before: tuple[int, int] | None, tries: int) -> bool:
+        """Whether the living run has deleted or replaced a step that was being read; CheckpointError at too many."""
+        deleted = agree("checkpoint deleted", before is None or _identity(folder) != before, any)
+        if deleted and tries > TRIES:
+            raise CheckpointError(
+                f"{self.directory}: steps are deleted faster than they can be read; raise checkpoint.keep of the run."
+            )
+        return deleted
 
-    def _fail(self, step: int, error: Exception) -> None:
-        self._saved, self.failures, self.failure = None, self.failures + 1, _as_the_system_says(error)
-        if not self._quiet:
-            reason = printable(" ".join(str(error).split()), 300)
-            console.print(f"checkpoint {step} was not saved: {type(error).__name__}: {reason}", style="bold red")
-            console.print(f"The run goes on; complete: {self.steps()}, failed in a row: {self.failures}.")
-        if self._lead:
-            _remove(self.directory.glob(f"{step}.saving*"))
+    def _own_folder(self) -> Path:
+        """This process's part of the local folder; the name is of this run folder alone, and gone with it."""
+        path = self.directory / IDENTITY
 
-    def _delete_old(self) -> None:
-        every = self._settings.keep_every
-        for step in self.steps()[: -self._settings.keep]:
-            if every is None or step % every:
-                self._delete(self.directory / str(step))
+        def known() -> str:
+            if hosts.is_lead() and not path.exists():
+                write_atomic(path, secrets.token_hex(16))
+            return path.read_text() + str(self.directory) if hosts.is_lead() else ""
 
-    def _delete(self, folder: Path) -> None:
-        # Renamed first: a kill in the middle must not leave half a step under a step's name.
-        doomed = folder.with_name(f"{folder.name}.deleting")
-        _remove([doomed])
-        folder.rename(doomed)
-        _remove([doomed])
-
-    def _clean(self) -> None:
-        _remove(p for p in self.directory.iterdir() if ".saving" in p.name or p.name.endswith(".deleting"))
-        for folder in sorted(self.directory.iterdir()):
-            if folder.name.isdecimal() and not (folder / manifest.NAME).is_file():
-                console.print(f"checkpoint {folder.name} has lost its {manifest.NAME}", style="bold red")
-                _set_aside(folder)
+        identity = agree("run", together("run identity", known), lambda said: said[0])
+        name = f"{self.directory.parent.name}-{hashlib.sha256(identity.encode()).hexdigest()[:12]}"
+        return Path(self._settings.local).absolute() / name / f"process-{hosts.process_index()}"
 
 
-def check_path(directory: Path) -> None:
-    """ConfigError where Orbax would take the path for a pattern: it then writes no arrays, and says nothing."""
-    if found := sorted(set("*?[") & set(str(directory.absolute()))):
-        raise config.ConfigError(
-            f"{directory}: no checkpoint can be written under a path with {' or '.join(found)}; give another folder."
-        )
+def _described(tier: Tier, step: int) -> Description | None:
+    try:
+        body = tier.read(step)
+    except (Damage, Elsewhere):
+        return None
+    return Description(**{f.name: body[f.name] for f in dataclasses.fields(Description)})
 
 
-def _as_the_system_says(error: Exception) -> Exception:
-    """The OSError that Orbax met, which it tells as text."""
-    code = re.search(r"os_error_code='(\d+)'", str(error))
-    return error if code is None else OSError(int(code[1]), os.strerror(int(code[1])))
-
-
-def _context(partial: bool = False) -> ocp.Context:
-    context = ocp.Context()
-    # Weights hardly compress (the low bits are noise), and shardings are always given at load.
-    context.array.saving.use_compression = False
-    context.array.saving.enable_write_sharding_file = False
-    context.array.saving.array_metadata_store = None
-    context.pytree.loading.partial_load = partial
-    return context
+def _identity(folder: Path) -> tuple[int, int] | None:
+    """Changes where another folder takes this one's name."""
+    try:
+        found = os.stat(folder)
+    except OSError:
+        return None
+    return found.st_ino, found.st_ctime_ns
 
 
 def _placed(leaf: Any) -> Any:
@@ -321,16 +307,3 @@ def _tree(state: State) -> dict[str, str]:
         return manifest.tree(state)
     except ValueError as e:
         raise CheckpointError(str(e)) from e
-
-
-def _set_aside(folder: Path) -> None:
-    number = 1
-    while (target := folder.with_name(f"{folder.name}.corrupt-{number}")).exists():
-        number += 1
-    folder.rename(target)
-    console.print(f"{printable(str(folder))} was renamed {target.name}", style="bold red")
-
-
-def _remove(folders: Iterable[Path]) -> None:
-    for folder in list(folders):
-        shutil.rmtree(folder, ignore_errors=True)

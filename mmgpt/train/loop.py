@@ -25,7 +25,7 @@ from mmgpt.train.step import make_evaluation, make_step, place
 from mmgpt.train.weights import are_alone, begin, restore_weights
 
 Hook = Callable[[Opened, Metrics], None]
-"""Called after each evaluation with the model as it is: draws samples, scores tasks."""
+"""Called with the model as it is: draws samples, scores tasks, writes it in another format."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,8 +36,11 @@ class Outcome:
     preempted: bool
 
 
-def train(run: Run, run_dir: Path, hook: Hook | None = None) -> Outcome:
-    """Trains a run in its folder, from its newest complete checkpoint if there is one."""
+def train(run: Run, run_dir: Path, hook: Hook | None = None, export: Hook | None = None) -> Outcome:
+    """Trains a run in its folder, from its newest complete checkpoint if there is one.
+
+    `hook` is called after each evaluation, `export` every `export_every` steps.
+    """
     hosts.start()
     run.mesh.split_cpu()  # before anything asks for a device
     with contextlib.ExitStack() as held:
@@ -55,7 +58,7 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None) -> Outcome:
                 metrics.truncate(first)
             if hosts.is_lead():
                 write_json(run_dir / "data.json", rows.summary())
-            return _steps(built, rows, state, first, checkpoints, metrics, hook)
+            return _steps(built, rows, state, first, checkpoints, metrics, hook, export)
         finally:
             metrics.close()
             rows.close()
@@ -90,6 +93,7 @@ def _steps(
     checkpoints: Checkpoints,
     metrics: Metrics,
     hook: Hook | None,
+    export: Hook | None,
 ) -> Outcome:
     run = built.run
     step_fn = make_step(
@@ -129,14 +133,17 @@ def _steps(
         if done % run.evaluate_every == 0 or done == run.steps:
             jax.block_until_ready(state)
             meter.pause()
-            weights = state["params"] if run.ema is None else state["ema"]
-            opened = Opened(built, done, weights, state["variables"])
+            opened = _opened(built, done, state)
             metrics.write(done, evaluate(evaluation, opened, held_out), "held_out")
             if hook is not None and hosts.process_count() == 1:  # it computes on its own, which one of many cannot
                 hook(opened, metrics)
             if done < run.steps:
                 peak = matmul_peak()  # measured again: a shared machine's speed drifts
             meter.resume()
+        if export is not None and run.export_every and done % run.export_every == 0 and not preempted:
+            export(_opened(built, done, state), metrics)
+        if not preempted:
+            checkpoints.save_local(done, state, done * rows.batch_rows, {"steps": run.steps})
         if (done % run.save_every == 0 or done == run.steps) and not preempted:
             checkpoints.save(done, state, done * rows.batch_rows, {"steps": run.steps})
     if not checkpoints.wait():
@@ -145,6 +152,10 @@ def _steps(
             "command again, which goes on from the newest checkpoint there."
         )
     return Outcome(done, preempted and done < run.steps)
+
+
+def _opened(built: Built, done: int, state: states.State) -> Opened:
+    return Opened(built, done, state["params"] if built.run.ema is None else state["ema"], state["variables"])
 
 
 def _part(batch: Batch, share: tuple[int, int]) -> Batch:

@@ -57,7 +57,8 @@ class Run(config.Config):
 
     `tokens` is None where the model does not read ids. `ema` is the decay of a moving average of the parameters,
     which inference then uses. A batch goes through the model in `microbatches` parts, whose gradients are added up.
-    `samples` prompts are drawn at every evaluation.
+    `samples` prompts are drawn at every evaluation. Every `export_every` steps the model is written in Hugging Face's
+    format too, to `exports/STEP` in the run folder.
     """
 
     model: ModelConfig
@@ -76,6 +77,7 @@ class Run(config.Config):
     held_out_batches: int = 4
     save_every: int = 250
     samples: int = 4
+    export_every: int | None = None
 
 
 def load_run(run_dir: Path) -> Run:
@@ -95,6 +97,7 @@ CHANGEABLE = (
     "held_out_batches",
     "save_every",
     "samples",
+    "export_every",
     "checkpoint.",
     "data.threads",
     "data.prefetch",
@@ -133,6 +136,8 @@ def _check(run: Run) -> None:
     values["mesh.cpu_devices"] = run.mesh.cpu_devices, 1
     if isinstance(run.model, VisionConfig):
         values["model.patch"] = run.model.patch, 1
+    if run.export_every is not None:
+        values["export_every"] = run.export_every, 1
     for name, (value, low) in values.items():
         if value < low:
             raise ConfigError(f"{name} is {value}; it must be at least {low}.")
@@ -202,7 +207,7 @@ def _begun(run_dir: Path) -> bool:
 
 
 def _steps_saved(run_dir: Path) -> list[str]:
-    return [path.name for path in (run_dir / "checkpoints").glob("*")]
+    return [path.name for path in (run_dir / "checkpoints").glob("[0-9]*")]
 
 
 def _changes(run: Run, step: int) -> list[Any]:
