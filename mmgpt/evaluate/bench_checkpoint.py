@@ -133,7 +133,7 @@ def _abstract(mesh: jax.sharding.Mesh, width: int) -> State:
     with jax.set_mesh(mesh):
         leaves = {
             name: jax.ShapeDtypeStruct(
-                shape, jnp.float32, sharding=jax.NamedSharding(mesh, rules.spec(logical, rules.STORE, shape, name))
+                shape, jnp.float32, sharding=jax.NamedSharding(mesh, rules.stored(logical, shape, name))
             )
             for name, (logical, shape) in shapes.items()
         }
