@@ -12,6 +12,7 @@ _BITS = {"pred": 8, "token": 0, "opaque": 0}
 _ARRAY = re.compile(r"(\w+)\[([\d,]*)\](\{[^}]*\})?")
 _LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.+)$")
 _OPCODE = re.compile(r"(?:^|\s)([a-z][\w\-]*)\(")
+VERBS = "mmgpt/nn/param.py"
 _NO_ESTIMATE = 1 << 62
 """The compiler writes the largest integer where it has no estimate."""
 
@@ -70,14 +71,19 @@ class Program:
     frames: dict[int, tuple[Source, int]]
 
     def source(self, instruction: Instruction) -> Source | None:
-        """The innermost line of this package that made an instruction; None where none did."""
-        number, seen = instruction.frame, set()
+        """The innermost line of this package that made an instruction, of the models rather than of the sharding
+        verbs that they call; None where none did.
+        """
+        number, seen, verb = instruction.frame, set(), None
         while number in self.frames and number not in seen:
             seen.add(number)
-            source, number = self.frames[number][0], self.frames[number][1]
+            source, number = self.frames[number]
             if "/mmgpt/" in source.file and "/jax/" not in source.file:
-                return dataclasses.replace(source, file="mmgpt/" + source.file.rpartition("/mmgpt/")[2])
-        return None
+                found = dataclasses.replace(source, file="mmgpt/" + source.file.rpartition("/mmgpt/")[2])
+                if found.file != VERBS:
+                    return found
+                verb = verb or found
+        return verb
 
 
 def parse(text: str) -> Program:

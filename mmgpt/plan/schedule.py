@@ -99,7 +99,7 @@ class Schedule:
                     spent, idle = self._run(called, idle_from - now, times, told, looped)
                     now, idle_from = now + spent, max(idle_from, now + idle)
             elif opcode.endswith(("-start", "-update")) and not opcode.startswith("copy"):
-                begun = self._begun(instruction)
+                begun = self._begun(computation, instruction)
                 if begun and not self._updated(computation, instruction):
                     idle_from = max(idle_from, now) + sum(c.seconds for c in begun)
                     ends[instruction.name] = idle_from, begun
@@ -122,15 +122,36 @@ class Schedule:
         each, idle = self._run(body, idle - first, times * (turns - 1), told, True)
         return first + each * (turns - 1), idle - each
 
-    def _begun(self, instruction: Instruction) -> list[Collective]:
-        source = instruction
-        if instruction.opcode.endswith("-update"):
-            computation = self._home(instruction)
-            source = computation.get(instruction.operands[0], instruction)
-        return [self.torus.collective(self.program, i) for i in found_in(self.program, source)]
+    def _begun(self, computation: Computation, instruction: Instruction) -> list[Collective]:
+        """What an instruction issues; what the compiler put in is told by the line that made what it moves."""
+        update = instruction.opcode.endswith("-update")
+        issued = computation.get(instruction.operands[0], instruction) if update else instruction
+        made = [self.torus.collective(self.program, i) for i in found_in(self.program, issued)]
+        moved = [maker for name in instruction.operands if (maker := self._maker(computation, name)) is not None]
+        return [
+            c if c.source or not moved else dataclasses.replace(c, source=self.program.source(moved[0])) for c in made
+        ]
 
-    def _home(self, instruction: Instruction) -> Computation:
-        return next(c for c in self.program.computations.values() if c.get(instruction.name) is instruction)
+    def _maker(self, computation: Computation, name: str) -> Instruction | None:
+        """The instruction that made a value, behind what only renames it; None where no line of ours did.
+
+        What a loop is handed was made in its turn before.
+        """
+        seen: set[str] = set()
+        while (found := computation.get(name)) is not None and name not in seen:
+            seen.add(name)
+            if self.program.source(found) is not None:
+                return found
+            if found.opcode not in ("get-tuple-element", "bitcast", "copy", "copy-done", "copy-start", "tuple"):
+                return None
+            name = found.operands[0]
+            handed, root = computation.get(name), list(computation.values())[-1]
+            if found.opcode == "get-tuple-element" and handed is not None and handed.opcode == "parameter":
+                index = re.search(r"index=(\d+)", found.line)
+                if index is None or root.opcode != "tuple" or int(index[1]) >= len(root.operands):
+                    return None
+                name = root.operands[int(index[1])]
+        return None
 
     @staticmethod
     def _updated(computation: Computation, instruction: Instruction) -> bool:
