@@ -173,9 +173,9 @@ class Cluster:
         return dict(word.split("=", 1) for word in words if "=" in word)
 
     def requeued(self, number: str) -> None:
-        """Waits until a job is back in the queue, and has it begin now: Slurm lets two minutes go by.
+        """Waits until a job is back in the queue, and has it begin soon: Slurm lets two minutes go by.
 
-        In that time the last words of the job's first start must have arrived, which would else end the second.
+        Not at once, since nodes refuse a start of the very second in which they ended the one before.
         """
 
         def waits() -> bool:
@@ -183,7 +183,7 @@ class Cluster:
             return (job["JobState"], job["Reason"]) == ("PENDING", "BeginTime") and {*self.states()} == {"idle"}
 
         self.until(waits, lambda: f"not queued again: {self.job(number)}, nodes {self.states()}")
-        self.run("scontrol", "update", f"jobid={number}", "starttime=now")
+        self.run("scontrol", "update", f"jobid={number}", "starttime=now+3")
 
     def until(self, holds: Callable[[], bool], otherwise: str | Callable[[], str], seconds: float = 180.0) -> None:
         """Waits for something; AssertionError when it does not come."""
