@@ -57,7 +57,9 @@ class Slurm(Platform):
         return {"job.sbatch": "\n".join(lines) + "\n"}
 
     def commands(self, job: Job) -> list[list[str]]:
-        return [["sbatch", str(job.folder / "job.sbatch")]]
+        """Slurm is asked first whether it has such nodes: it would queue a job for good that needs more."""
+        script = str(job.folder / "job.sbatch")
+        return [["sbatch", "--test-only", script], ["sbatch", script]]
 
     def _options(self, job: Job) -> list[str]:
         """The lines after #SBATCH, which sbatch reads with a shell's quotes; it replaces % in the name of the log."""

@@ -98,15 +98,15 @@ def test_what_no_partition_has_is_refused(on: Cluster, tmp_path: Path) -> None:
     options = ["--backend", "slurm", "--run-dir", tmp_path / "run", "--slurm.cpus-per-process", "1", "--job.nodes", "9"]
     done = launched("quickstart_model", *options, code=1, **on.environment)
     assert "node configuration is not available" in done.stderr and "Traceback" not in done.stderr
+    assert on.run("squeue", "--noheader") == ""
 
 
 def test_a_folder_that_a_node_does_not_see_is_told(on: Cluster, tmp_path: Path) -> None:
     """The script as sbatch has taken it, while the folder is gone."""
     python = script(tmp_path / "python", "exit 0")
-    on.run("scontrol", "update", "partitionname=all", "state=down")
-    job = submit(on, tmp_path / "run", python)
+    job = submit(on, tmp_path / "run", python, "--slurm.options=--hold")
     (tmp_path / "run" / "jobs" / "1" / "start.sh").unlink()
-    on.run("scontrol", "update", "partitionname=all", "state=up")
+    on.run("scontrol", "release", job)
     assert ended(on, job, tmp_path / "run")["JobState"] == "FAILED"
     assert "the run folder must lie on storage that they share" in slurm.said(tmp_path / "run")
 
