@@ -18,7 +18,7 @@ class Ray(Platform):
     """Options of Ray."""
 
     program = "ray"
-    comes_with = "pip install 'mmgpt[ray]'"
+    comes_with = "Ray with its job interface (pip install 'mmgpt[ray]')"
 
     address: str = "http://127.0.0.1:8265"
     """Of the job interface; for a distant cluster forward its port to this machine, as with ssh -L."""

@@ -1,10 +1,12 @@
 """The specification of a job, which every backend renders from, and a job made ready in its folder."""
 
 import dataclasses
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 from typing import ClassVar
 
@@ -53,13 +55,13 @@ class Platform(Config):
 
     def ready(self) -> None:
         """LaunchError where nothing can be submitted from this machine."""
-        if shutil.which(self.program) is None:
+        if shutil.which(self.program, path=_search_path()) is None:
             raise LaunchError(f"there is no {self.program} on this machine: install {self.comes_with}.")
 
     def submit(self, job: "Job") -> int:
         """Hands a job over whose files are written, and returns an exit code."""
         for command in self.commands(job):
-            done = subprocess.run(command, check=False)
+            done = subprocess.run(command, check=False, env=os.environ | {"PATH": _search_path()})
             if done.returncode != 0:
                 raise LaunchError(
                     f"this ended with exit code {done.returncode}; what it said stands above:\n  {shlex.join(command)}"
@@ -157,3 +159,8 @@ class Job:
     def name(self, task: int) -> str:
         """The name of one task, where each is submitted on its own."""
         return self.spec.name if len(self.run_dirs) == 1 else f"{self.spec.name}-{task}"
+
+
+def _search_path() -> str:
+    """Where programs are looked for: PATH, then beside this Python, where pip puts them; PATH may lack that folder."""
+    return os.pathsep.join((os.environ.get("PATH", os.defpath), str(Path(sys.executable).parent)))

@@ -192,9 +192,20 @@ def test_a_missing_program_is_told_before_anything_is_written(
     backend: str, install: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("sys.executable", "/nowhere/python")
     flags = [*FLAGS.get(backend, ()), *(("--jobset.mount", tmp_path) if backend == "jobset" else ())]
     said = error(capsys, "quickstart_model", "--backend", backend, "--run-dir", tmp_path / "x", *flags)
     assert BACKENDS[backend].program in said and install in said and not list(tmp_path.iterdir())
+
+
+def test_a_program_beside_python_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    script(tmp_path / "bin" / "ray", "exit 0")
+    monkeypatch.setenv("PATH", "/nowhere")
+    monkeypatch.setattr("sys.executable", str(tmp_path / "bin" / "python"))
+    flags = ["--backend", "ray", "--ray.address", "http://127.0.0.1:1", "--run-dir", tmp_path / "x"]
+    assert "nothing answers at ray.address" in error(capsys, "quickstart_model", *flags)
 
 
 # --- sweeps
