@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import jax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType
 
 from mmgpt.core.config import Config
@@ -33,11 +34,25 @@ class Mesh:
                 jax.config.update("jax_num_cpu_devices", self.cpu_devices)
 
         def build(self, devices: Sequence[Any] | None = None) -> jax.sharding.Mesh:
-            """The mesh over `devices`, by default all; ShardingError when the sizes do not multiply to their number."""
+            """The mesh over `devices`, by default all; ShardingError when the sizes do not multiply to their number.
+
+            Slices of a multislice pod lie along `replica`.
+            """
             self.split_cpu()
             sizes = self.sizes(jax.device_count() if devices is None else len(devices))
             explicit = (AxisType.Explicit,) * len(MESH_AXES)
-            return jax.make_mesh(sizes, MESH_AXES, axis_types=explicit, devices=devices)
+            found = jax.devices() if devices is None else list(devices)
+            slices = len({getattr(device, "slice_index", 0) for device in found})
+            if slices == 1:
+                return jax.make_mesh(sizes, MESH_AXES, axis_types=explicit, devices=devices)
+            if sizes[0] % slices:
+                raise ShardingError(
+                    f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: the {slices} slices are replicas of one another, "
+                    f"since the network between them is slow; set --mesh.replica to a multiple of {slices}."
+                )
+            within = (sizes[0] // slices, *sizes[1:])
+            grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1, 1), found)
+            return jax.sharding.Mesh(grid, MESH_AXES, axis_types=explicit)
 
         def sizes(self, count: int) -> tuple[int, ...]:
             """The axes of a mesh of `count` devices; ShardingError when the sizes do not multiply to that."""
