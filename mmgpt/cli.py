@@ -133,7 +133,7 @@ def _data_plan(args: list[str]) -> None:
 
 
 def _plan(args: list[str]) -> None:
-    usage = "mmgpt plan PRESET|FOLDER --topology v5p:8x8x4 [--key value ...] [--documents KIND] [--json FILE]"
+    usage = "mmgpt plan PRESET|FOLDER --topology v5p:8x8x4 [--key value ...] [--search [N]] [--documents KIND] [--json FILE]"
     if args and args[0] in ("-h", "--help"):
         sys.stdout.write(f"usage: {usage}   (`mmgpt plan PRESET --help` tells all keys)\n")
         return
@@ -152,14 +152,26 @@ def _plan(args: list[str]) -> None:
         """Pods of that size, between which only replicas talk."""
         documents: str = "one"
         """What a row holds: one, 4.1k, 1-2k, 8-24k or lognormal."""
+        search: int | None = None
+        """Try meshes, microbatches and remat policies, compile so many of the most promising (4 if no number is said),
+        and tell the best."""
         json: Path | None = None
         """Write the numbers."""
 
+    if "--search" in rest and not (*rest, "")[rest.index("--search") + 1].isdigit():
+        rest.insert(rest.index("--search") + 1, "4")
     asked = tyro.cli(Options, args=as_flags(rest), prog=f"mmgpt plan {name}", config=FLAGS)
     from mmgpt.plan.command import plan_run
 
     run: Any = asked.config
-    plan_run(run, asked.topology, slices=asked.slices, documents=asked.documents, json_file=asked.json)
+    plan_run(
+        run,
+        asked.topology,
+        slices=asked.slices,
+        documents=asked.documents,
+        search=asked.search,
+        json_file=asked.json,
+    )
 
 
 def check_run(base: Any, name: str) -> None:

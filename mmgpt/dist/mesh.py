@@ -44,14 +44,20 @@ class Mesh:
             found = jax.devices() if devices is None else list(devices)
             slices = len({getattr(device, "slice_index", 0) for device in found})
             if slices == 1:
-                return jax.make_mesh(sizes, MESH_AXES, axis_types=explicit, devices=devices)
+                try:
+                    return jax.make_mesh(sizes, MESH_AXES, axis_types=explicit, devices=found)
+                except NotImplementedError:  # an axis takes a part of a dimension of the torus
+                    grid = mesh_utils.create_device_mesh(sizes, found, allow_split_physical_axes=True)
+                    return jax.sharding.Mesh(grid, MESH_AXES, axis_types=explicit)
             if sizes[0] % slices:
                 raise ShardingError(
                     f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: the {slices} slices are replicas of one another, "
                     f"since the network between them is slow; set --mesh.replica to a multiple of {slices}."
                 )
             within = (sizes[0] // slices, *sizes[1:])
-            grid = mesh_utils.create_hybrid_device_mesh(within, (slices, 1, 1, 1), found)
+            grid = mesh_utils.create_hybrid_device_mesh(
+                within, (slices, 1, 1, 1), found, allow_split_physical_axes=True
+            )
             return jax.sharding.Mesh(grid, MESH_AXES, axis_types=explicit)
 
         def sizes(self, count: int) -> tuple[int, ...]:
