@@ -133,7 +133,7 @@ def _data_plan(args: list[str]) -> None:
 
 
 def _plan(args: list[str]) -> None:
-    usage = "mmgpt plan PRESET|FOLDER --topology v5p:8x8x4 [--key value ...] [--search [N]] [--documents KIND] [--json FILE]"
+    usage = "mmgpt plan PRESET|FOLDER --topology v5p:8x8x4 [--key value ...] [--search [N]] [--json FILE]"
     if args and args[0] in ("-h", "--help"):
         sys.stdout.write(f"usage: {usage}   (`mmgpt plan PRESET --help` tells all keys)\n")
         return

@@ -72,12 +72,13 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
 
     chip_of(topology)
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing here takes a TPU from another process
     if not devices_in_use():
         jax.config.update("jax_platforms", "cpu")  # libtpu alone makes JAX look for a TPU, which takes minutes
     try:
         options = {} if slices == 1 else {"num_slices": slices}
         return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
-    except Exception as e:  # libtpu is missing, another process holds its lock, or it knows no such topology
+    except Exception as e:  # libtpu is missing, or it knows no such topology
         raise ConfigError(
             f"no compiler for {topology} ({str(e)[:300]}); `pip install libtpu`, let one process compile at a time, "
             "and name sides that such a pod has."
