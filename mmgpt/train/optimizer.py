@@ -1,10 +1,11 @@
-"""The optimizer: AdamW or Muon under a schedule, from optax, with its state as a plain dict of named arrays."""
+"""The optimizer: AdamW, Muon or Adafactor under a schedule, from optax, its state a plain dict of named arrays."""
 
 import math
 from collections.abc import Hashable
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 import optax.contrib
 
@@ -97,6 +98,31 @@ class Muon(Optimizer.Config):
         return optax.partition({"matrix": matrices, "rest": rest}, lambda params: jax.tree.map_with_path(label, params))
 
 
+class Adafactor(Optimizer.Config):
+    """Second moments of rows and columns in place of every weight's (arXiv 1804.04235), as arXiv 2106.04560 has it.
+
+    A layer's weight is factored over its two largest dimensions where both have `smallest` or more; other weights keep
+    all their second moments. Their decay is 1 - step^-0.8, at most `b2`. A weight's direction has at most this root
+    mean square, `clip_update`. `b1` above 0 adds a first moment in bfloat16.
+    """
+
+    b1: float = 0.0
+    b2: float = 0.999
+    epsilon: float = 1e-30
+    clip_update: float = 1.0
+    smallest: int = 32
+
+    def direction(self) -> optax.GradientTransformation:
+        def decay(step: Any, power: Any) -> jax.Array:
+            return jnp.minimum(1.0 - (step + 1.0) ** -power, self.b2)
+
+        factored = optax.scale_by_factored_rms(
+            min_dim_size_to_factor=self.smallest, epsilon=self.epsilon, decay_rate_fn=decay
+        )
+        moment = [optax.ema(self.b1, debias=False, accumulator_dtype=jnp.bfloat16)] if self.b1 > 0.0 else []
+        return _each_layer(optax.chain(factored, optax.clip_by_block_rms(self.clip_update), *moment))
+
+
 class Group(config.Config):
     """The parameters below `path` (as in "discriminator") and their optimizer; None freezes them, without moments."""
 
@@ -148,9 +174,31 @@ def _by_layer(transform: optax.GradientTransformation) -> optax.GradientTransfor
     return optax.GradientTransformation(transform.init, update)
 
 
+def _each_layer(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """A transformation to which each layer of a stacked weight is a weight of its own."""
+    stacked = optax.GradientTransformation(jax.vmap(transform.init), jax.vmap(transform.update))
+
+    def label(path: Any, leaf: jax.Array) -> str:
+        return str(leaf.shape[0]) if _stacked(path) else _REST  # a vmap goes over as many layers in every weight
+
+    def apart(params: Any) -> optax.GradientTransformation:
+        labels = jax.tree.map_with_path(label, params)
+        transforms: dict[Hashable, optax.GradientTransformation] = dict.fromkeys(jax.tree.leaves(labels), stacked)
+        return optax.partition(transforms | {_REST: transform}, labels)
+
+    return optax.GradientTransformation(
+        lambda params: apart(params).init(params),
+        lambda updates, state, params=None: apart(params).update(updates, state, params),
+    )
+
+
+def _stacked(path: Any) -> bool:
+    return any(part.key == "stacked" for part in path)
+
+
 def _matrix(path: Any, leaf: jax.Array) -> optax.contrib.MuonDimensionNumbers | None:
     """Which axes of a stacked parameter make its matrix; None for what is no matrix of a layer."""
-    if not any(part.key == "stacked" for part in path) or leaf.ndim < 3:
+    if not _stacked(path) or leaf.ndim < 3:
         return None
     return optax.contrib.MuonDimensionNumbers(reduction_axis=(1,), output_axis=tuple(range(2, leaf.ndim)))
 

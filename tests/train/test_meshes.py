@@ -1,5 +1,6 @@
 """The same losses whatever the mesh and the number of microbatches: 20 steps of one run on fake devices."""
 
+import functools
 from typing import Any
 
 import jax
@@ -10,7 +11,7 @@ from mmgpt.core.config import ConfigError
 from mmgpt.dist.mesh import Mesh
 from mmgpt.kernels.attention import api
 from mmgpt.objectives.next_token import NextToken
-from mmgpt.train.optimizer import Muon, Optimizer
+from mmgpt.train.optimizer import Adafactor, Muon, Optimizer
 from mmgpt.train.state import Structure
 from mmgpt.train.step import make_step, place
 from tests import tiny
@@ -45,24 +46,29 @@ def losses(mesh: Mesh.Config, optimizer: Optimizer.Config, *, microbatches: int 
     return found
 
 
-@pytest.fixture(scope="module")
-def alone() -> list[float]:
-    return losses(Mesh.Config(), ADAM)
-
-
 ADAM = Optimizer.Config(learning_rate=3e-3, warmup=2)
+LEAN = Adafactor(learning_rate=3e-3, warmup=2, b1=0.9, smallest=8)
+
+
+@functools.cache
+def alone(optimizer: Optimizer.Config) -> list[float]:
+    return losses(Mesh.Config(), optimizer)
 
 
 QUICK = ("fsdp=2, context=2, tensor=2", "replica=2, fsdp=2, tensor=2, 2 microbatches", "fsdp=8, scanned, matmuls kept")
 """The others are slow."""
 
 
+@pytest.mark.parametrize("optimizer", [ADAM, LEAN], ids=["adam", "adafactor"])
 @pytest.mark.parametrize("way", [way if way in QUICK else pytest.param(way, marks=pytest.mark.slow) for way in WAYS])
-def test_the_losses_are_those_of_one_device(way: str, alone: list[float], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_losses_are_those_of_one_device(
+    way: str, optimizer: Optimizer.Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(api, "DENSE_PAIRS", 0)  # short rows too go over blocks, which a ring needs
     mesh, options = WAYS[way]
-    np.testing.assert_allclose(losses(mesh, ADAM, **options), alone, rtol=0, atol=1e-5)
-    assert alone[-1] < alone[0] - 0.2
+    one = alone(optimizer)
+    np.testing.assert_allclose(losses(mesh, optimizer, **options), one, rtol=0, atol=1e-5)
+    assert one[-1] < one[0] - 0.2
 
 
 def test_muon_takes_the_same_steps_with_microbatches() -> None:

@@ -1,5 +1,6 @@
 """The optimizer beside plain optax, its schedules, and what it decays."""
 
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,9 +10,13 @@ import optax
 import pytest
 from jax.sharding import PartitionSpec as P
 
+from mmgpt import presets
 from mmgpt.core.config import ConfigError
 from mmgpt.dist.mesh import Mesh
-from mmgpt.train.optimizer import Group, Grouped, Muon, Optimizer
+from mmgpt.train.checkpoint import Checkpoints
+from mmgpt.train.optimizer import Adafactor, Group, Grouped, Muon, Optimizer
+from mmgpt.train.state import Structure, abstract
+from tests import tiny
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +63,9 @@ def test_the_state_is_named_arrays_of_the_parameters_shapes() -> None:
     assert optimizer.update(tree(1), state, params)[1].keys() == state.keys()
 
 
-def test_gains_and_biases_do_not_decay() -> None:
-    optimizer, params = Optimizer.Config(learning_rate=0.1, warmup=0, schedule="constant").build(5), tree(0)
+@pytest.mark.parametrize("kind", [Optimizer.Config, Adafactor])
+def test_gains_and_biases_do_not_decay(kind: type[Optimizer.Config]) -> None:
+    optimizer, params = kind(learning_rate=0.1, warmup=0, schedule="constant").build(5), tree(0)
     zero = jax.tree.map(jnp.zeros_like, params)
     after, _ = optimizer.update(zero, optimizer.init(params), params)
     same = jax.tree.map(np.array_equal, after, params)
@@ -87,6 +93,94 @@ def test_muon_turns_stacked_matrices_and_steps_the_rest_by_adam_with_nesterov() 
         values = np.linalg.svd(step, compute_uv=False)
         assert values.max() / values.min() < 2.5  # about orthogonal: Newton-Schulz stops early
         assert np.sum(step * np.asarray(grads["stack"]["stacked"][name]).reshape(shape)) < 0  # downhill
+
+
+def layered(seed: int) -> dict[str, Any]:
+    """Weights of five layers, more than some of their dimensions; gains; and a table that no layer holds."""
+    rng = np.random.default_rng(seed)
+    draw = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
+    layers = {"gate": draw(5, 6, 8), "out": draw(5, 4, 3, 8), "scale": draw(5, 6)}
+    return {"stack": {"stacked": layers}, "head": draw(6, 9), "thin": draw(9, 2)}
+
+
+def unstacked(tree: dict[str, Any]) -> dict[str, Any]:
+    layers = [jax.tree.map(lambda leaf, i=i: leaf[i], tree["stack"]["stacked"]) for i in range(5)]
+    return tree | {"stack": layers}
+
+
+@pytest.mark.parametrize("b1", [0.0, 0.9])
+def test_adafactor_takes_the_steps_of_optax_in_each_layer(b1: float) -> None:
+    config = Adafactor(
+        learning_rate=0.05, warmup=0, schedule="constant", weight_decay=0.0, clip=1e9, b1=b1, smallest=4, b2=1.0
+    )
+    ours, params = config.build(20), layered(0)
+    theirs = optax.adafactor(
+        ours.schedule,
+        min_dim_size_to_factor=4,
+        multiply_by_parameter_scale=False,
+        momentum=b1 or None,
+        dtype_momentum=jnp.bfloat16,
+    )
+    their_params = unstacked(params)
+    state, their_state = ours.init(params), theirs.init(their_params)
+    step, their_step = jax.jit(ours.update), jax.jit(theirs.update)
+    for i in range(20):
+        grads = jax.tree.map(lambda x, i=i: x * (1 + i % 3), layered(i + 1))
+        params, state = step(grads, state, params)
+        updates, their_state = their_step(unstacked(grads), their_state, their_params)
+        their_params = optax.apply_updates(their_params, updates)
+        # a first moment is rounded to bfloat16 here before the learning rate, there after it
+        atol = 1e-5 if b1 == 0.0 else 0.05 * (i + 1) * 2**-7
+        jax.tree.map(
+            lambda a, b, atol=atol: np.testing.assert_allclose(a, b, rtol=0, atol=atol), unstacked(params), their_params
+        )
+
+
+def test_adafactor_caps_the_decay_of_second_moments() -> None:
+    config = Adafactor(learning_rate=1.0, warmup=0, schedule="constant", weight_decay=0.0, clip=1e9, b2=0.5)
+    optimizer, params = config.build(50), {"head": jnp.zeros((2, 2))}
+    state = optimizer.init(params)
+    for _ in range(20):
+        params, state = optimizer.update({"head": jnp.ones((2, 2))}, state, params)
+    before = params
+    params, state = optimizer.update({"head": jnp.full((2, 2), 3.0)}, state, params)
+    assert state["1/inner_states/rest/inner_state/0/v/head"] == pytest.approx(0.5 * 1.0 + 0.5 * 9.0)
+    assert before["head"] - params["head"] == pytest.approx(1.0)  # 3 / sqrt(5), but for the clipping
+
+
+@pytest.mark.parametrize(("b1", "share"), [(0.0, 0.001), (0.9, 0.501)])
+def test_adafactor_holds_little_for_a_weight(b1: float, share: float) -> None:
+    model = presets.preset("emu3_8b").model
+    structure = Structure(model.replace(vocab=184_622).build, seed=0)
+    state = abstract(structure, Adafactor(b1=b1).build(1000), ema=False)
+    held, parameters = (
+        sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state[kind]))
+        for kind in ("optimizer", "params")
+    )
+    assert parameters > 8e9 * 4
+    assert held < share * parameters
+
+
+def test_adafactors_state_comes_back_on_another_mesh(tmp_path: Path) -> None:
+    optimizer = Adafactor(warmup=1, b1=0.9, smallest=8).build(5)
+
+    def made(mesh: Mesh.Config, count: int, seed: int) -> Any:
+        with jax.set_mesh(mesh.build(jax.devices()[:count])):
+            state = tiny.state(Structure(tiny.decoder(scan=True, kv_heads=4).build, seed=seed), optimizer)
+            return state | {"optimizer": {k: v + i for i, (k, v) in enumerate(state["optimizer"].items())}}
+
+    saved = made(Mesh.Config(fsdp=2, context=2, tensor=2), 8, 0)
+    with Checkpoints.Config().build(tmp_path) as checkpoints:
+        checkpoints.save(3, saved, 24, {})
+    other = made(Mesh.Config(replica=2, fsdp=2), 4, 1)
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), other)
+    with Checkpoints.Config().build(tmp_path) as checkpoints:
+        found = checkpoints.restore(shapes)
+    assert found is not None
+    assert found.state["optimizer"].keys() == saved["optimizer"].keys()
+    for name, leaf in saved["optimizer"].items():
+        assert np.array_equal(found.state["optimizer"][name], leaf), name
+        assert found.state["optimizer"][name].sharding == other["optimizer"][name].sharding
 
 
 def test_each_group_has_its_own_optimizer_and_clipped_norm_and_a_frozen_one_no_moments() -> None:
