@@ -11,6 +11,8 @@ were never told: its batch here is Emu3.5's tokens a step in rows of its own len
 `mmgpt tokenize data` writes them, with `--vision` naming the published image tokenizer.
 """
 
+from typing import Any
+
 from mmgpt.data.loader import PackedRows
 from mmgpt.data.mixture import Source
 from mmgpt.dist.mesh import Mesh
@@ -21,41 +23,125 @@ from mmgpt.train.checkpoint import Checkpoints
 from mmgpt.train.optimizer import Optimizer
 from mmgpt.train.run import Run, Tokens
 
+EMU3_VOCAB = 186_368
+"""184,622 ids in steps of 2,048: what the loss's chunks and 8 ways of tensor parallelism divide evenly."""
+LOGITS = 1_600_000_000
+"""Bytes of logits at a time: fewer chunks add up the projection's gradient less often."""
 
-def emu3_8b() -> Run:
-    """Emu3's first stage: rows of 5,120 tokens of text and images. The second stage has 131,072 and video."""
+
+def _emu3(model: Decoder.Config, *, row_length: int, batch_rows: int, mesh: Mesh.Config, **more: Any) -> Run:
     return Run(
-        model=Decoder.Config(
-            vocab=184_704,  # 184,622 in steps of 128
-            layers=32,
-            embed=4096,
-            mlp=14_336,
-            heads=32,
-            kv_heads=8,
-            head_dim=128,
-            rope_theta=1e6,
-            qk_norm="none",
-            dropout=0.1,  # Emu3 drops attention probabilities too, which fast kernels do not
-            remat="full",
-            dtype="bfloat16",
-        ),
-        objective=NextToken.Config(z_loss=0.0),
+        model=model,
+        objective=NextToken.Config(z_loss=0.0, chunk_bytes=LOGITS),
         tokens=Tokens(
             grammar=grammars.config("emu3"), text="runs/emu3/text", vision="runs/emu3/vision", codebooks=(32_768,)
         ),
         data=PackedRows.Config(
             sources=(Source.Config(path="runs/emu3/tokens/pairs", swap=0.5, drop_text=0.05),),
-            row_length=5120,
-            batch_rows=2816,
+            row_length=row_length,
+            batch_rows=batch_rows,
         ),
-        optimizer=Optimizer.Config(learning_rate=5e-5, warmup=700, final=0.0, epsilon=1e-6, clip=5.0),
-        mesh=Mesh.Config(fsdp=-1),
-        checkpoint=Checkpoints.Config(keep=3, keep_every=20_000),
-        steps=200_000,
+        mesh=mesh,
         log_every=10,
         evaluate_every=2000,
         save_every=1000,
         samples=0,
+        **more,
+    )
+
+
+def _emu3_8b() -> Decoder.Config:
+    return Decoder.Config(
+        vocab=EMU3_VOCAB,
+        layers=32,
+        embed=4096,
+        mlp=14_336,
+        heads=32,
+        kv_heads=8,
+        head_dim=128,
+        rope_theta=1e6,
+        qk_norm="none",
+        dropout=0.1,  # Emu3 drops attention probabilities too, which fast kernels do not
+        remat="matmuls",
+        dtype="bfloat16",
+    )
+
+
+def emu3_0_1b() -> Run:
+    """A small decoder of Emu3's ids, 0.1 B parameters and 0.14 B in its table, which is tied: to try a mixture."""
+    model = Decoder.Config(
+        vocab=EMU3_VOCAB,
+        layers=12,
+        embed=768,
+        mlp=2304,
+        heads=6,
+        kv_heads=2,
+        head_dim=128,
+        rope_theta=1e6,
+        tied=True,
+        remat="matmuls",
+        dtype="bfloat16",
+    )
+    return _emu3(
+        model,
+        row_length=5120,
+        batch_rows=128,
+        mesh=Mesh.Config(fsdp=8),
+        optimizer=Optimizer.Config(learning_rate=1e-3, warmup=500),
+        steps=20_000,
+    )
+
+
+def emu3_1b() -> Run:
+    """A decoder of Emu3's ids with 1.2 B parameters and 0.8 B in its tables."""
+    model = Decoder.Config(
+        vocab=EMU3_VOCAB,
+        layers=24,
+        embed=2048,
+        mlp=6144,
+        heads=16,
+        kv_heads=8,
+        head_dim=128,
+        rope_theta=1e6,
+        remat="matmuls",
+        dtype="bfloat16",
+    )
+    return _emu3(
+        model,
+        row_length=5120,
+        batch_rows=512,
+        mesh=Mesh.Config(fsdp=16),
+        microbatches=4,
+        optimizer=Optimizer.Config(learning_rate=3e-4, warmup=1000),
+        steps=50_000,
+    )
+
+
+def emu3_8b() -> Run:
+    """Emu3's first stage: rows of 5,120 tokens of text and images."""
+    return _emu3(
+        _emu3_8b(),
+        row_length=5120,
+        batch_rows=3072,
+        mesh=Mesh.Config(replica=-1, fsdp=64),
+        microbatches=4,
+        optimizer=Optimizer.Config(learning_rate=5e-5, warmup=700, final=0.0, epsilon=1e-6, clip=5.0),
+        checkpoint=Checkpoints.Config(keep=3, keep_every=20_000),
+        steps=200_000,
+    )
+
+
+def emu3_8b_131k() -> Run:
+    """Emu3's second stage: rows of 131,072 tokens, with video; it goes on from the first stage's weights."""
+    return _emu3(
+        _emu3_8b(),
+        row_length=131_072,
+        batch_rows=128,
+        mesh=Mesh.Config(replica=-1, fsdp=8, context=8),
+        microbatches=4,
+        optimizer=Optimizer.Config(learning_rate=5e-5, warmup=700, final=0.0, epsilon=1e-6, clip=5.0),
+        checkpoint=Checkpoints.Config(keep=3, keep_every=20_000),
+        steps=50_000,
     )
 
 
@@ -65,7 +151,7 @@ def emu3_5_34b() -> Run:
     mixture = {"text": 0.20, "image_text": 0.20, "video_text": 0.05, "video_interleaved": 0.55}
     return Run(
         model=Decoder.Config(
-            vocab=283_008,  # 282,926 in steps of 128
+            vocab=284_672,  # 282,926 in steps of 2,048
             layers=64,
             embed=5120,
             mlp=25_600,
@@ -75,10 +161,10 @@ def emu3_5_34b() -> Run:
             rope_theta=1e6,
             qk_norm="rms",
             dropout=0.1,
-            remat="full",
+            remat="projections",
             dtype="bfloat16",
         ),
-        objective=NextToken.Config(z_loss=0.0),
+        objective=NextToken.Config(z_loss=0.0, chunk_bytes=LOGITS),
         tokens=Tokens(
             grammar=grammars.config("emu3_5"),
             text="runs/emu3_5/text",
@@ -94,7 +180,8 @@ def emu3_5_34b() -> Run:
             batch_rows=448,
         ),
         optimizer=Optimizer.Config(learning_rate=5e-4, warmup=700, final=0.0, clip=5.0),
-        mesh=Mesh.Config(fsdp=-1, context=2, tensor=8),
+        mesh=Mesh.Config(replica=-1, fsdp=16, context=8),
+        microbatches=7,
         checkpoint=Checkpoints.Config(keep=3, keep_every=20_000),
         steps=700_000,
         log_every=10,

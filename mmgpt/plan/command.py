@@ -18,7 +18,7 @@ from mmgpt.train.run import Run
 def plan_run(
     run: Run, topology: str, *, slices: int, documents: str, search: int | None, json_file: Path | None
 ) -> None:
-    """Tells a plan, with `search` the best of so many. ConfigError where the run, the topology or the mesh cannot be."""
+    """Tells a plan, with `search` the best of so many. ConfigError where run, topology or mesh cannot be."""
     if search is not None:
         made = _searched(run, topology, slices, documents, search)
     else:
