@@ -12,8 +12,8 @@ Remat = Literal["none", "matmuls", "projections", "attention", "full", "offload"
 """What the backward pass recomputes, from nothing to everything inside a layer.
 
 "matmuls" keeps the outputs of all matmuls but the last; "projections" those around attention, and attention's output;
-"attention" that output alone; "full" nothing but a layer's input. "offload" is "attention" with the inputs in the
-host's memory.
+"attention" that output alone; "full" nothing but a layer's input. "offload" is "attention" with all of it in the host's
+memory.
 """
 
 KEPT: dict[str, tuple[str, ...]] = {
@@ -29,8 +29,8 @@ def _policy(remat: Remat) -> Any:
     policies = jax.checkpoint_policies
     if remat == "offload":
         return policies.save_and_offload_only_these_names(
-            names_which_can_be_saved=KEPT["attention"],
-            names_which_can_be_offloaded=("input",),
+            names_which_can_be_saved=(),
+            names_which_can_be_offloaded=("input", *KEPT["attention"]),
             offload_src="device",
             offload_dst="pinned_host",
         )

@@ -35,6 +35,12 @@ SCHEDULES: dict[tuple[str, int, int, str], _Numbers] = {
     ("v6e", 256, 1024, "backward"): (10496, 10991, 13092, 439, 1546),
     ("v7x", 256, 1024, "bounded"): (4256, 4442, 5965, 338, 1164),
     ("v7x", 256, 1024, "backward"): (10477, 10675, 12645, 503, 1514),
+    ("v6e", 128, 1024, "bounded"): (6610, 8518, 11776, 256, 1365),
+    ("v6e", 128, 1024, "online"): (8288, 10648, 14046, 260, 1365),
+    ("v6e", 128, 1024, "backward"): (18892, 20026, 21612, 416, 1207),
+    ("v7x", 128, 1024, "bounded"): (6306, 8014, 10419, 348, 1322),
+    ("v7x", 128, 1024, "online"): (7714, 10452, 13317, 348, 1322),
+    ("v7x", 128, 1024, "backward"): (19219, 21131, 22419, 511, 1187),
 }
 """(cores, head dim, side of a block, pass): cycles of a full, an edge and a mixed block of one head, of a step, of a
 row of blocks. "bounded" and "online" are the forward pass without and with a running maximum."""

@@ -16,16 +16,21 @@ class Chip:
     """One device of JAX: a chip, of a v7x one of its two.
 
     `target` is the name of its cores' schedule (`kernel_cycles.TARGETS`); `memory` bytes of HBM and `bandwidth` of it,
-    bytes a second; `link` bytes a second of one ICI link, one way; `dimensions` of the torus; `whole`, devices of a
-    chip.
+    bytes a second; `link` bytes a second of one ICI link, one way; `network` those of its share of the network between
+    slices, and `host` those to and from its host's memory; `dimensions` of the torus; `whole`, devices of a chip.
+
+    `reached` is what real runs reached of the speed by the schedule (`mmgpt bench plan`).
     """
 
     target: str
     memory: float
     bandwidth: float
     link: float
+    network: float
+    host: float
     dimensions: int
     whole: int = 1
+    reached: float = 1.0
 
     @property
     def clock(self) -> float:
@@ -39,14 +44,17 @@ class Chip:
 
 
 CHIPS = {
-    "v4": Chip(target="v4", memory=32e9, bandwidth=1.23e12, link=45e9, dimensions=3),
-    "v5e": Chip(target="v5e", memory=16e9, bandwidth=0.82e12, link=45e9, dimensions=2),
-    "v5p": Chip(target="v5p", memory=95e9, bandwidth=2.46e12, link=90e9, dimensions=3),
-    "v6e": Chip(target="v6e", memory=32e9, bandwidth=1.64e12, link=90e9, dimensions=2),
-    "tpu7x": Chip(target="v7x", memory=96e9, bandwidth=3.7e12, link=100e9, dimensions=3, whole=2),
+    "v4": Chip(target="v4", memory=32e9, bandwidth=1.23e12, link=45e9, network=6.25e9, host=16e9, dimensions=3),
+    "v5e": Chip(target="v5e", memory=16e9, bandwidth=0.82e12, link=45e9, network=3.125e9, host=16e9, dimensions=2),
+    "v5p": Chip(target="v5p", memory=95e9, bandwidth=2.46e12, link=90e9, network=6.25e9, host=16e9, dimensions=3),
+    "v6e": Chip(target="v6e", memory=32e9, bandwidth=1.64e12, link=90e9, network=12.5e9, host=32e9, dimensions=2),
+    "tpu7x": Chip(
+        target="v7x", memory=96e9, bandwidth=3.7e12, link=100e9, network=6.25e9, host=16e9, dimensions=3, whole=2
+    ),
 }
 """Memory, bandwidth and links as published (jax-ml.github.io/scaling-book, docs.cloud.google.com/tpu); of a v7x half a
-chip's, and its link is the published 1.2 TB/s over six links in both directions."""
+chip's, and its link is the published 1.2 TB/s over six links in both directions; its network and host are taken to be
+a v6e's."""
 
 
 def chip_of(topology: str) -> Chip:

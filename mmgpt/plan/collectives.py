@@ -9,7 +9,7 @@ import dataclasses
 import math
 import re
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 from mmgpt.plan.chips import Chip
 from mmgpt.plan.hlo import Instruction, Program, Source, size_of_result
@@ -23,7 +23,8 @@ WRAPPED_FLAT = 16
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Collective:
     """One kind of communication: `group` devices, `links` that carry it at once, `bytes` that one device has in the
-    end (of a gather) or gives (of a reduction), and `seconds`. `source` is the line that asked for it."""
+    end (of a gather) or gives (of a reduction), and `seconds`. `source` is the line that asked for it, `channel` what
+    carries it."""
 
     kind: str
     name: str
@@ -33,6 +34,7 @@ class Collective:
     seconds: float
     op_name: str
     source: Source | None
+    channel: Literal["links", "network", "host"] = "links"
 
 
 def found_in(program: Program, instruction: Instruction) -> list[Instruction]:
@@ -64,10 +66,11 @@ class Torus:
         held = {o: program_operand(program, instruction, o) for o in instruction.operands}
         given, made = sum(held.values()), size_of_result(instruction)
         whole = max(given, made)
-        share = (n - 1) / n if n else 0.0
-        rate = self.chip.link * links
-        times = {"all-reduce": 2.0 * share, "all-gather": share, "reduce-scatter": share, "all-to-all": share / 2}
-        seconds = 0.0 if n < 2 and kind != "collective-permute" else times.get(kind, 1.0) * whole / rate
+        slices = len({self.places[i][-1] for i in group})
+        within = n // slices
+        seconds = _passes(kind, within) * whole / (self.chip.link * links)
+        if slices > 1:
+            seconds += _passes(kind, slices) * whole / within / self.chip.network
         return Collective(
             kind=kind,
             name=instruction.name,
@@ -89,6 +92,15 @@ class Torus:
             if along > 1:
                 total += 2 if along == self.sides[dim] and along >= joined else 1
         return max(total, 1)
+
+
+def _passes(kind: str, n: int) -> float:
+    """How often a ring of `n` carries the whole array past each of its links."""
+    if n < 2 and kind != "collective-permute":
+        return 0.0
+    share = (n - 1) / n
+    passes = {"all-reduce": 2.0 * share, "all-gather": share, "reduce-scatter": share, "all-to-all": share / 2}
+    return passes.get(kind, 1.0)
 
 
 def program_operand(program: Program, instruction: Instruction, name: str) -> int:

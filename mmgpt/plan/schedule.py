@@ -1,9 +1,10 @@
 """The time of one step from its scheduled program: each instruction's cycles, loops as often as they run, and what
 asynchronous communication hides behind.
 
-The TensorCores execute the instructions of a computation one after another; transfers over the links execute beside
-them, one after another too, from the instruction that issues them on. Where the program needs one that has not ended
-yet, it waits: that is exposed communication. A loop is timed in its second turn, since its first finds idle links.
+The TensorCores execute the instructions of a computation one after another. Transfers execute beside them from the
+instruction that issues them on, one after another too on each of three channels: the torus' links, the network between
+slices, the way to the host's memory. Where the program needs one that has not ended yet, it waits: that is exposed
+communication. A loop is timed in its second turn, since its first finds idle channels.
 
 Cycles are the compiler's own estimates, with these corrections, and no others:
 
@@ -18,10 +19,17 @@ import collections
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
+from typing import NamedTuple
 
 from mmgpt.plan.chips import Chip
 from mmgpt.plan.collectives import Collective, Torus, found_in
 from mmgpt.plan.hlo import Computation, Instruction, Program, size_of_result, trips
+
+ISSUES = ("-start", "-update", "recv", "send")
+"""Ends of the names of instructions that issue a transfer and do not wait for it."""
+
+HOST = "S(5)"
+"""How a type says that an array lies in the host's memory."""
 
 KernelTime = Callable[[Instruction], float | None]
 """Seconds of a custom call, None where it is no kernel that is known."""
@@ -59,6 +67,24 @@ class Told:
         return self.by_what["waiting for communication"]
 
 
+class Busy(NamedTuple):
+    """Until when each channel is busy, in seconds from where a computation begins."""
+
+    links: float = 0.0
+    network: float = 0.0
+    host: float = 0.0
+
+    def after(self, seconds: float) -> "Busy":
+        """The same, seen from so much later."""
+        return Busy(*(until - seconds for until in self))
+
+    def with_(self, begun: list[Collective], now: float) -> tuple["Busy", float]:
+        """The same with transfers of one channel that are issued now, and when they end."""
+        channel = begun[0].channel
+        end = max(getattr(self, channel), now) + sum(c.seconds for c in begun)
+        return self._replace(**{channel: end}), end
+
+
 def phase_of(op_name: str) -> str:
     """Which part of the step an operation belongs to."""
     if "rematted_computation" in op_name:
@@ -77,53 +103,57 @@ class Schedule:
 
     def told(self) -> Told:
         told = Told()
-        told.seconds = self._run(self.program.entry, 0.0, 1.0, told, False)[0]
+        told.seconds = self._run(self.program.entry, Busy(), 1.0, told, False)[0]
         return told
 
-    def _run(self, name: str, idle_from: float, times: float, told: Told, looped: bool) -> tuple[float, float]:
-        """Seconds of a computation whose links are busy until `idle_from`, and until when they are in the end."""
+    def _run(self, name: str, busy: Busy, times: float, told: Told, looped: bool) -> tuple[float, Busy]:
+        """Seconds of a computation that finds channels busy, and how it leaves them, seen from its end."""
         computation, now = self.program.computations[name], 0.0
         ends: dict[str, tuple[float, list[Collective]]] = {}
         for instruction in computation.values():
             opcode = instruction.opcode
-            if opcode == "while":
-                spent, idle_from = self._loop(instruction, idle_from - now, times, told)
-                now, idle_from = now + spent, now + spent + idle_from
-            elif opcode == "conditional":
-                branches = [c for key, c in instruction.calls.items() if key.startswith("branch")]
-                longest = max(branches, key=lambda c: self._run(c, 0.0, 0.0, Told(), looped)[0])
-                spent, idle = self._run(longest, idle_from - now, times, told, looped)
-                now, idle_from = now + spent, max(idle_from, now + idle)
-            elif opcode == "call":
-                for called in instruction.calls.values():
-                    spent, idle = self._run(called, idle_from - now, times, told, looped)
-                    now, idle_from = now + spent, max(idle_from, now + idle)
-            elif opcode.endswith(("-start", "-update")) and not opcode.startswith("copy"):
-                begun = self._begun(computation, instruction)
-                if begun and not self._updated(computation, instruction):
-                    idle_from = max(idle_from, now) + sum(c.seconds for c in begun)
-                    ends[instruction.name] = idle_from, begun
-            elif opcode.endswith("-done") and not opcode.startswith("copy"):
-                now += self._waited(ends.get(instruction.operands[0]), now, times, told, looped)
-            elif found := found_in(self.program, instruction):
-                made = [self.torus.collective(self.program, i) for i in found]
-                idle_from = max(idle_from, now) + sum(c.seconds for c in made)
-                now += self._waited((idle_from, made), now, times, told, looped)
+            if opcode in ("while", "call", "conditional"):
+                spent, left = self._inner(instruction, busy.after(now), times, told, looped)
+                now += spent
+                busy = left.after(-now)
+            elif opcode.endswith("-done") and instruction.operands[0] in ends:
+                now += self._waited(ends[instruction.operands[0]], now, times, told, looped)
+            elif begun := self._begun(computation, instruction):
+                if not self._updated(computation, instruction):
+                    busy, end = busy.with_(begun, now)
+                    ends[instruction.name] = end, begun
+                    if not opcode.endswith(ISSUES) and opcode not in ISSUES:
+                        now += self._waited((end, begun), now, times, told, looped)
             else:
                 now += self._worked(instruction, times, told)
-        return now, idle_from
+        return now, busy.after(now)
 
-    def _loop(self, loop: Instruction, idle_from: float, times: float, told: Told) -> tuple[float, float]:
-        turns = trips(self.program.computations, loop) or 1
-        body = loop.calls["body"]
-        first, idle = self._run(body, idle_from, times, told, True)
+    def _inner(
+        self, instruction: Instruction, busy: Busy, times: float, told: Told, looped: bool
+    ) -> tuple[float, Busy]:
+        """`_run` of what an instruction calls: a loop's turns, the longest branch, all that it calls."""
+        if instruction.opcode == "conditional":
+            branches = [c for key, c in instruction.calls.items() if key.startswith("branch")]
+            longest = max(branches, key=lambda c: self._run(c, Busy(), 0.0, Told(), looped)[0])
+            return self._run(longest, busy, times, told, looped)
+        if instruction.opcode == "call":
+            spent = 0.0
+            for called in instruction.calls.values():
+                more, busy = self._run(called, busy, times, told, looped)
+                spent += more
+            return spent, busy
+        turns = trips(self.program.computations, instruction) or 1
+        body = instruction.calls["body"]
+        first, busy = self._run(body, busy, times, told, True)
         if turns == 1:
-            return first, idle - first
-        each, idle = self._run(body, idle - first, times * (turns - 1), told, True)
-        return first + each * (turns - 1), idle - each
+            return first, busy
+        each, busy = self._run(body, busy, times * (turns - 1), told, True)
+        return first + each * (turns - 1), busy
 
     def _begun(self, computation: Computation, instruction: Instruction) -> list[Collective]:
         """What an instruction issues; what the compiler put in is told by the line that made what it moves."""
+        if instruction.opcode == "recv" or HOST in instruction.type:
+            return self._away(instruction)
         update = instruction.opcode.endswith("-update")
         issued = computation.get(instruction.operands[0], instruction) if update else instruction
         made = [self.torus.collective(self.program, i) for i in found_in(self.program, issued)]
@@ -131,6 +161,27 @@ class Schedule:
         return [
             c if c.source or not moved else dataclasses.replace(c, source=self.program.source(moved[0])) for c in made
         ]
+
+    def _away(self, instruction: Instruction) -> list[Collective]:
+        """What leaves the slice or the chip: the other slices' part of a sum, an array to or from the host's memory."""
+        between = "xla_megascale_runtime" in instruction.line
+        if not between and instruction.opcode != "copy-start":
+            return []
+        size = size_of_result(instruction) // (1 if between else 2)  # a copy names both of its ends
+        slices = self.torus.sides[-1]
+        passes = 2 * (slices - 1) / slices if between else 1.0
+        what = Collective(
+            kind="sum between slices" if between else "host copy",
+            name=instruction.name,
+            group=slices if between else 1,
+            links=1,
+            bytes=size,
+            seconds=passes * size / (self.chip.network if between else self.chip.host),
+            op_name=instruction.op_name,
+            source=self.program.source(instruction),
+            channel="network" if between else "host",
+        )
+        return [what]
 
     def _maker(self, computation: Computation, name: str) -> Instruction | None:
         """The instruction that made a value, behind what only renames it; None where no line of ours did.
@@ -161,10 +212,8 @@ class Schedule:
         ) and instruction.opcode.endswith("-start")
 
     def _waited(
-        self, begun: tuple[float, list[Collective]] | None, now: float, times: float, told: Told, looped: bool
+        self, begun: tuple[float, list[Collective]], now: float, times: float, told: Told, looped: bool
     ) -> float:
-        if begun is None:
-            return 0.0
         end, made = begun
         wait = max(0.0, end - now)
         told.by_what["waiting for communication"] += wait * times

@@ -129,3 +129,34 @@ def test_topologies_that_cannot_be_are_told() -> None:
     ):
         with pytest.raises(ConfigError, match=message):
             chip_of(name)
+
+
+AWAY = """
+ENTRY %main (w: bf16[1024,128]) -> bf16[1024,128] {{
+  %w = bf16[1024,128]{{1,0}} parameter(0)
+  %t = token[] after-all()
+  %send = (bf16[1024,128]{{1,0}}, u32[]{{:S(2)}}, token[]) send(%w, %t), frontend_attributes={{{runtime}}}
+  %recv = (bf16[1024,128]{{1,0}}, u32[]{{:S(2)}}, token[]) recv(%t), frontend_attributes={{{runtime}}}
+  %kept = (bf16[1024,128]{{1,0:S(5)}}, bf16[1024,128]{{1,0}}, u32[]{{:S(2)}}) copy-start(%w)
+  %work = bf16[1024,128]{{1,0}} fusion(%w), calls=%fused, metadata={{op_name="jvp()/dot"}}, {{"estimated_cycles":"{c}"}}
+  %sent = token[] send-done(%send)
+  %got = (bf16[1024,128]{{1,0}}, token[]) recv-done(%recv)
+  %there = bf16[1024,128]{{1,0:S(5)}} copy-done(%kept)
+  ROOT %r = bf16[1024,128]{{1,0}} get-tuple-element(%got), index=0
+}}
+"""
+
+
+@pytest.mark.parametrize("share", [0.0, 0.5, 3.0])
+def test_the_network_and_the_host_are_channels_of_their_own(share: float) -> None:
+    size = 1024 * 128 * 2
+    network, host = size / V5P.network, size / V5P.host
+    body = AWAY.format(
+        c=round(share * network * V5P.clock), runtime='_xla_host_transfer_handler_name="xla_megascale_runtime"'
+    )
+    two = [SimpleNamespace(coords=d.coords, slice_index=i) for i in (0, 1) for d in cube(2, 2, 1)]
+    told = Schedule(hlo.parse(HEAD + body), V5P, Torus(V5P, two), lambda _: None).told()
+    assert network > host
+    assert told.seconds == pytest.approx(max(share, 1.0) * network, rel=1e-3)
+    found = {c.kind: c.bytes for c, _, _ in told.transfers}
+    assert found == pytest.approx({"sum between slices": size, "host copy": size}, rel=1e-3)

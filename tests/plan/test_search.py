@@ -69,7 +69,7 @@ def test_slices_are_replicas() -> None:
         assert {d.slice_index for d in half.flat} == {i}
     found = candidates(run(rows=16), there, V5P, documents="one", slices=2)
     assert all(c.sizes[0] % 2 == 0 for c in found)
-    with pytest.raises(ShardingError, match="--mesh.replica to a multiple of 2"):
+    with pytest.raises(ShardingError, match=r"--mesh\.replica to a multiple of 2"):
         Mesh.Config(fsdp=8).build(there)
 
 
