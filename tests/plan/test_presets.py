@@ -1,0 +1,71 @@
+"""Plans of the presets stay as good as they were: `MMGPT_WRITE_GOLDEN=1 pytest -m slow tests/plan/test_presets.py`.
+
+What is held: time of a step, memory, the share of communication that is waited for, each kind of communication by the
+function that asked for it, the warnings. Better than held by more than the margin is red too, so that it is written.
+"""
+
+import importlib.metadata
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mmgpt import presets
+from mmgpt.plan import report
+from mmgpt.plan.report import Plan
+from mmgpt.train.run import Run
+
+pytest.importorskip("libtpu", reason="compiles for TPUs: pip install libtpu")
+GOLDEN = Path(__file__).parent / "golden"
+WRITE = os.environ.get("MMGPT_WRITE_GOLDEN") == "1"
+PLANS = {
+    "emu3_0_1b": "v5e:2x4",
+    "emu3_1b": "v5p:2x2x4",
+    "emu3_8b": "v5p:8x8x4",
+    "emu3_8b_131k": "v5p:8x8x4",
+    "emu3_5_34b": "v5p:8x8x8",
+}
+"""The topology that each preset's docstring plans."""
+MARGINS = {"step_seconds": 0.01, "memory_total": 0.01, "useful_flops_a_step": 1e-9}
+"""Relative; what is not here is equal."""
+
+
+def held(made: Plan) -> dict[str, Any]:
+    numbers = made.numbers()
+    found: dict[str, Any] = {key: numbers[key] for key in MARGINS}
+    found["exposed_share"] = round(numbers["communication_in_loops_exposed_share"], 2)
+    kinds: dict[str, list[float]] = {}
+    for c, times, _ in made.told.transfers:
+        where = f"{c.source.file} {c.source.function}" if c.source else "the compiler"
+        of_kind = kinds.setdefault(f"{c.kind} over {c.group}: {where}", [0, 0])
+        of_kind[0] += times
+        of_kind[1] += c.bytes * times
+    found["communication"] = {key: [runs, round(size / 1e9, 2)] for key, (runs, size) in sorted(kinds.items())}
+    found["warnings"] = [warning.split(":")[0] for warning in made.warnings]
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", PLANS)
+def test_the_plan_is_as_it_was(name: str) -> None:
+    run = presets.preset(name)
+    assert isinstance(run, Run)
+    path, libtpu = GOLDEN / f"{name}.json", importlib.metadata.version("libtpu")
+    golden = {} if WRITE else json.loads(path.read_text())
+    if not WRITE and golden["libtpu"] != libtpu:
+        pytest.skip(f"the plans that are held are of libtpu {golden['libtpu']}, and this is {libtpu}")
+    found = held(report.plan(run, PLANS[name], documents="4.1k")) | {"libtpu": libtpu}
+    if WRITE:
+        GOLDEN.mkdir(exist_ok=True)
+        path.write_text(json.dumps(found, indent=2) + "\n")
+        return
+    for key, margin in MARGINS.items():
+        assert found.pop(key) == pytest.approx(golden.pop(key), rel=margin), key
+    assert found == golden
+
+
+def test_docstrings_tell_the_topology_and_the_command() -> None:
+    for name, topology in PLANS.items():
+        assert f"mmgpt plan {name} --topology {topology}" in presets.described(name), name
