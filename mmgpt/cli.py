@@ -194,9 +194,14 @@ def _train(args: list[str]) -> int:
         console.print(f"  {key}: {old} -> {new}")
     from mmgpt.dist.hosts import REQUEUE
     from mmgpt.train.loop import train
+    from mmgpt.train.replay import Corruption
 
-    with _export_hook(run, run_dir) as export:
-        outcome = train(run, run_dir, _sample_hook(run), export)
+    try:
+        with _export_hook(run, run_dir) as export:
+            outcome = train(run, run_dir, _sample_hook(run), export)
+    except Corruption as e:
+        _complain(f"error: {e}")
+        return REQUEUE
     if outcome.preempted:
         console.print(f"saved at step {outcome.step}; run the same command to go on")
         return REQUEUE

@@ -125,6 +125,11 @@ class Checkpoints:
         """Complete steps in the folder that all processes see, oldest first."""
         return self._shared.steps()
 
+    def known(self) -> list[int]:
+        """Complete steps of both folders, oldest first."""
+        self.wait()
+        return sorted({step for tier in self._tiers for step in tier.common()})
+
     def save(self, step: int, state: State, position: int, meta: dict[str, Any]) -> None:
         """Saves a nested dict of arrays with the next global row and plain JSON `meta`; replaces the step if it exists.
 
@@ -133,9 +138,13 @@ class Checkpoints:
         """
         self._save(self._shared, step, state, position, meta)
 
+    def is_local(self, step: int) -> bool:
+        """Whether a step is to be saved on each host: there is a `local` folder, and `local_every` divides it."""
+        return self._local is not None and step % self._settings.local_every == 0
+
     def save_local(self, step: int, state: State, position: int, meta: dict[str, Any]) -> None:
-        """The same on each host, if there is a `local` folder and `local_every` divides the step."""
-        if self._local is not None and step % self._settings.local_every == 0:
+        """The same on each host, if the step `is_local`."""
+        if self._local is not None and self.is_local(step):
             self._save(self._local, step, state, position, meta)
 
     def wait(self) -> bool:

@@ -2,27 +2,28 @@
 
 import contextlib
 import dataclasses
-import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
-import numpy as np
 
-from mmgpt.core.config import ConfigError
-from mmgpt.core.log import Metrics, Untold, console, write_json
-from mmgpt.core.stream import Batch
+from mmgpt.core.log import Metrics, Untold, write_json
 from mmgpt.data.loader import Rows
 from mmgpt.dist import axes as rules
 from mmgpt.dist import hosts
-from mmgpt.objectives.objective import Loss
-from mmgpt.train import state as states
+from mmgpt.train import goodput, replay
 from mmgpt.train.checkpoint import CheckpointError, Checkpoints
-from mmgpt.train.run import Built, Opened, Run, alone, build, build_rows, claim, without_training_parts
-from mmgpt.train.speed import Meter, matmul_peak
-from mmgpt.train.step import make_evaluation, make_step, place
-from mmgpt.train.weights import are_alone, begin, restore_weights
+from mmgpt.train.feed import feed
+from mmgpt.train.goodput import Clock, Rates
+from mmgpt.train.held_out import HeldOut
+from mmgpt.train.rollback import go_back
+from mmgpt.train.run import Built, Opened, Run, alone, build, build_rows, changes, claim
+from mmgpt.train.skips import Skips
+from mmgpt.train.speed import matmul_peak, speed, tell
+from mmgpt.train.spikes import Spike, Spikes
+from mmgpt.train.start import start
+from mmgpt.train.state import State
+from mmgpt.train.step import make_step, place
 
 Hook = Callable[[Opened, Metrics], None]
 """Called with the model as it is: draws samples, scores tasks, writes it in another format."""
@@ -36,11 +37,29 @@ class Outcome:
     preempted: bool
 
 
+@dataclasses.dataclass
+class Life:
+    """What a process trains with; a rollback changes `skips` and `spikes`."""
+
+    built: Built
+    run_dir: Path
+    checkpoints: Checkpoints
+    metrics: Metrics
+    clock: Clock
+    step: replay.Step
+    skips: Skips
+    spikes: Spikes
+    hook: Hook | None
+    export: Hook | None
+
+
 def train(run: Run, run_dir: Path, hook: Hook | None = None, export: Hook | None = None) -> Outcome:
     """Trains a run in its folder, from its newest complete checkpoint if there is one.
 
-    `hook` is called after each evaluation, `export` every `export_every` steps.
+    `hook` is called after each evaluation, `export` every `export_every` steps. Raises UserError: SpikeError after too
+    many rollbacks, and Corruption, after which the run is to go on from its checkpoint on other machines.
     """
+    clock = Clock()
     hosts.start()
     run.mesh.split_cpu()  # before anything asks for a device
     with contextlib.ExitStack() as held:
@@ -50,148 +69,115 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None, export: Hook | None
         built = build(run)
         held.enter_context(jax.set_mesh(built.mesh))
         checkpoints = held.enter_context(run.checkpoint.build(run_dir / "checkpoints"))
-        rows = build_rows(built, run_dir)
-        metrics = Metrics(run_dir) if hosts.is_lead() else Untold(run_dir)
-        try:
-            state, first = _start(built, checkpoints, rows, run_dir)
-            if going_on:
-                metrics.truncate(first)
-            if hosts.is_lead():
-                write_json(run_dir / "data.json", rows.summary())
-            return _steps(built, rows, state, first, checkpoints, metrics, hook, export)
-        finally:
-            metrics.close()
-            rows.close()
-
-
-def _start(built: Built, checkpoints: Checkpoints, rows: Rows, run_dir: Path) -> tuple[states.State, int]:
-    """The state to go on from and the steps done: the newest complete checkpoint's, or a fresh one."""
-    ema = built.run.ema is not None
-    if are_alone(checkpoints):
-        console.print(f"{run_dir}: beginning with the weights that are there")
-        weights = restore_weights(checkpoints, without_training_parts(built).structure)
-        return begin(built.structure, built.optimizer, ema, *weights), 0
-    restored = checkpoints.restore(states.abstract(built.structure, built.optimizer, ema))
-    if restored is None:
-        return jax.jit(lambda: states.initial(built.structure, built.optimizer, ema))(), 0
-    if restored.position != restored.step * rows.batch_rows:
-        raise ConfigError(
-            f"{run_dir}: the checkpoint of step {restored.step} was saved at row {restored.position}, but this data "
-            f"has {rows.batch_rows} rows a step. Give the batch size that the run had."
+        metrics = held.enter_context(contextlib.closing(Metrics(run_dir) if hosts.is_lead() else Untold(run_dir)))
+        step = make_step(
+            built.structure, built.objective, built.optimizer, seed=run.seed, ema=run.ema, microbatches=run.microbatches
         )
-    done = restored.step == built.run.steps
-    what = f"{run_dir}: all {restored.step} steps are done" if done else f"going on from step {restored.step}"
-    console.print(what if done else f"{what} of {built.run.steps}")
-    return restored.state, restored.step
+        skips = Skips.load(run_dir, run.data.batch_rows)
+        life = Life(built, run_dir, checkpoints, metrics, clock, step, skips, run.spikes.build(), hook, export)
+        again = False
+        while True:
+            try:
+                return _from_the_newest(life, going_on, again)
+            except Spike as spike:
+                life.skips = go_back(spike, life.skips, run, checkpoints, run_dir)
+                going_on = again = True
 
 
-def _steps(
-    built: Built,
-    rows: Rows,
-    state: states.State,
-    first: int,
-    checkpoints: Checkpoints,
-    metrics: Metrics,
-    hook: Hook | None,
-    export: Hook | None,
-) -> Outcome:
+def _from_the_newest(life: Life, going_on: bool, again: bool) -> Outcome:
+    """Trains from the newest checkpoint that the skips allow; `again` after a rollback. Raises Spike."""
+    run, skips = life.built.run, life.skips
+    life.spikes = run.spikes.build([skips.step(change.step * skips.batch_rows) + 1 for change in changes(run)])
+    with contextlib.closing(build_rows(life.built, life.run_dir, skips)) as rows:
+        state, first, meta = start(life.built, life.run_dir, life.checkpoints, skips)
+        life.spikes.recall(meta.get("spikes"))
+        if again:
+            life.clock.go_back(meta.get("seconds", {}))
+        elif hosts.is_lead():
+            life.clock.begin(meta.get("seconds", {}), goodput.spent(life.metrics.path, meta.get("steps") == first))
+        if going_on:
+            life.metrics.truncate(first)
+        if again:
+            life.metrics.write(first, skips.told(), "rollback")
+        if hosts.is_lead():
+            write_json(life.run_dir / "data.json", rows.summary())
+        return _steps(life, rows, state, first)
+
+
+def _steps(life: Life, rows: Rows, state: State, first: int) -> Outcome:
+    built, clock, metrics, spikes, checkpoints = life.built, life.clock, life.metrics, life.spikes, life.checkpoints
     run = built.run
-    step_fn = make_step(
-        built.structure, built.objective, built.optimizer, seed=run.seed, ema=run.ema, microbatches=run.microbatches
-    )
-    evaluation = make_evaluation(built.structure, built.objective)
     share = rules.share("batch", built.mesh)
-    held_out = {
-        name: [place(_part(b, share), share[1]) for b in rows.held_out_batches(name, run.held_out_batches)]
-        for name in rows.sources
-    }
-    batches = rows.batches(first * rows.batch_rows, share)
+    held_out = HeldOut(built, rows, share)
+    batches = feed(rows, life.skips, first, share)
+    every = run.replay_every if run.replay_every is not None and replay.possible() else run.steps + 1
     peak = matmul_peak()
-    meter = Meter()
-    done, preempted = first, False
-    begin = time.perf_counter()
+    clock.to("compile")
+    rates, compiled, done, preempted = Rates(clock), clock.seconds()["compile"], first, False
     while done < run.steps and not preempted:
-        asked = time.perf_counter()
+        if done > first:
+            clock.to("data")
         batch = place(next(batches), share[1])
-        meter.waited(time.perf_counter() - asked)
-        state, values = step_fn(state, batch)
+        if (done + 1) % every == 0:
+            jax.block_until_ready(state)
+            clock.to("replay")
+            state, values = replay.twice(life.step, state, batch, done + 1, life.run_dir)
+        else:
+            clock.to("steps" if done > first else "compile")
+            state, values = life.step(state, batch)
         done += 1
-        meter.step()
+        spikes.add(done, values)
         if done == first + 1:  # the first step compiles: it is told, and timing begins after it
             jax.block_until_ready(values)
-            metrics.write(done, {"compile_seconds": time.perf_counter() - begin}, "start")
-            meter.read()
-            meter.resume()
+            clock.to("steps")
+            metrics.write(done, {"compile_seconds": clock.seconds()["compile"] - compiled}, "start")
+            rates.read(done)
         if done % run.log_every == 0 or done == run.steps:
-            figures = {k: float(v) for k, v in values.items()}  # waits for the steps that are timed
-            speed = _speed(built, batch, meter, peak)
-            metrics.write(done, speed | figures)
-            _tell(done, run.steps, figures, speed)
+            skipped = spikes.read()  # waits for the steps that are timed
+            figures = speed(built, batch, rates.read(done), peak) | {k: float(v) for k, v in values.items()}
+            metrics.write(done, figures | {"skipped": skipped})
+            metrics.write(done, clock.figures(), goodput.LINE)
+            if hosts.is_lead():
+                tell(done, run.steps, figures)
         preempted = hosts.preempted(done)
         if preempted:  # before anything else: there may be seconds left
-            checkpoints.save(done, state, done * rows.batch_rows, {"steps": run.steps})
+            _save(life, done, state, checkpoints.save)
         if done % run.evaluate_every == 0 or done == run.steps:
             jax.block_until_ready(state)
-            meter.pause()
+            clock.to("evaluate")
             opened = _opened(built, done, state)
-            metrics.write(done, evaluate(evaluation, opened, held_out), "held_out")
-            if hook is not None and hosts.process_count() == 1:  # it computes on its own, which one of many cannot
-                hook(opened, metrics)
+            metrics.write(done, held_out(opened), "held_out")
+            if life.hook is not None and hosts.process_count() == 1:  # it computes on its own, which one of many cannot
+                life.hook(opened, metrics)
             if done < run.steps:
                 peak = matmul_peak()  # measured again: a shared machine's speed drifts
-            meter.resume()
-        if export is not None and run.export_every and done % run.export_every == 0 and not preempted:
-            export(_opened(built, done, state), metrics)
-        if not preempted:
-            checkpoints.save_local(done, state, done * rows.batch_rows, {"steps": run.steps})
+            clock.to("steps")
+        if life.export is not None and run.export_every and done % run.export_every == 0 and not preempted:
+            life.export(_opened(built, done, state), metrics)
+        if checkpoints.is_local(done) and not preempted:
+            _save(life, done, state, checkpoints.save_local)
         if (done % run.save_every == 0 or done == run.steps) and not preempted:
-            checkpoints.save(done, state, done * rows.batch_rows, {"steps": run.steps})
+            _save(life, done, state, checkpoints.save)
+    clock.to("save")
     if not checkpoints.wait():
         raise CheckpointError(
             f"{checkpoints.directory}: step {done} is done, but could not be saved; free some space and run the same "
             "command again, which goes on from the newest checkpoint there."
         )
+    if done > first:
+        metrics.write(done, clock.figures(), goodput.LINE)
+    if hosts.is_lead():
+        clock.tell()
     return Outcome(done, preempted and done < run.steps)
 
 
-def _opened(built: Built, done: int, state: states.State) -> Opened:
+def _save(life: Life, done: int, state: State, to: Callable[..., None]) -> None:
+    memory = life.spikes.memory()  # waits for the steps
+    life.clock.to("save")
+    meta = {"steps": life.built.run.steps, "spikes": memory, "seconds": life.clock.seconds()}
+    to(done, state, life.skips.row(done), meta)
+    life.clock.to("steps")
+
+
+def _opened(built: Built, done: int, state: State) -> Opened:
     return Opened(built, done, state["params"] if built.run.ema is None else state["ema"], state["variables"])
-
-
-def _part(batch: Batch, share: tuple[int, int]) -> Batch:
-    """This process's part of a global batch's rows."""
-    part, parts = share
-    return jax.tree.map(lambda leaf: np.split(leaf, parts)[part], batch)
-
-
-def evaluate(evaluation: Callable[..., Any], opened: Opened, held_out: dict[str, list[Batch]]) -> dict[str, float]:
-    """Held-out means by source, `source/metric`: sums, weights and counts are added up over the batches first."""
-    values: dict[str, float] = {}
-    for source, batches in held_out.items():
-        losses = [evaluation(opened.params, opened.variables, batch) for batch in batches]
-        whole: Loss = jax.tree.map(lambda *parts: sum(np.asarray(part, np.float64) for part in parts), *losses)
-        pairs = {name: (float(total), float(weight)) for name, (total, weight) in whole.figures().items()}
-        values |= {f"{source}/{name}": total / weight for name, (total, weight) in pairs.items() if weight > 0}
-    return values
-
-
-def _speed(built: Built, batch: Batch, meter: Meter, peak: float) -> dict[str, float]:
-    steps, seconds, wait = meter.read()
-    if steps == 0 or seconds == 0.0:
-        return {}
-    flops = steps * built.run.model.step_flops(batch) / seconds
-    return {
-        "step_seconds": seconds / steps,
-        "data_wait_share": wait / seconds,
-        "flops_per_second": flops,
-        "matmul_share": flops / peak,
-    }
-
-
-def _tell(done: int, steps: int, figures: dict[str, float], speed: dict[str, float]) -> None:
-    if hosts.is_lead():
-        parts = [f"{name} {figures[name]:.4g}" for name in ("loss", "gradient_norm", "learning_rate")]
-        if "step_seconds" in speed:
-            left = round((steps - done) * speed["step_seconds"])
-            parts.append(f"{speed['step_seconds']:.3g} s/step  {left // 60}:{left % 60:02d} left")
-        console.print(f"step {done}/{steps}  {'  '.join(parts)}")

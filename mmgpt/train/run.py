@@ -16,6 +16,7 @@ from mmgpt.core import config
 from mmgpt.core.config import ConfigError
 from mmgpt.core.log import console, write_atomic
 from mmgpt.data.loader import Rows, RowsConfig
+from mmgpt.data.mixture import Change
 from mmgpt.dist import axes as rules
 from mmgpt.dist import hosts
 from mmgpt.dist.mesh import Mesh
@@ -27,6 +28,8 @@ from mmgpt.tokens.text import TextTokenizer
 from mmgpt.train import state as states
 from mmgpt.train.checkpoint import Checkpoints
 from mmgpt.train.optimizer import Optimizer
+from mmgpt.train.skips import Skips
+from mmgpt.train.spikes import Spikes
 from mmgpt.train.state import Structure
 from mmgpt.train.weights import are_alone, restore_weights
 
@@ -57,8 +60,9 @@ class Run(config.Config):
 
     `tokens` is None where the model does not read ids. `ema` is the decay of a moving average of the parameters,
     which inference then uses. A batch goes through the model in `microbatches` parts, whose gradients are added up.
-    `samples` prompts are drawn at every evaluation. Every `export_every` steps the model is written in Hugging Face's
-    format too, to `exports/STEP` in the run folder.
+    `samples` prompts are drawn at every evaluation. Every `replay_every` steps a step is done twice and compared, to
+    find devices that compute wrongly in silence; None for never. Every `export_every` steps the model is written in
+    Hugging Face's format too, to `exports/STEP` in the run folder.
     """
 
     model: ModelConfig
@@ -78,6 +82,8 @@ class Run(config.Config):
     save_every: int = 250
     samples: int = 4
     export_every: int | None = None
+    spikes: Spikes.Config = Spikes.Config()
+    replay_every: int | None = 500
 
 
 def load_run(run_dir: Path) -> Run:
@@ -98,6 +104,8 @@ CHANGEABLE = (
     "save_every",
     "samples",
     "export_every",
+    "spikes.",
+    "replay_every",
     "checkpoint.",
     "data.threads",
     "data.prefetch",
@@ -136,8 +144,9 @@ def _check(run: Run) -> None:
     values["mesh.cpu_devices"] = run.mesh.cpu_devices, 1
     if isinstance(run.model, VisionConfig):
         values["model.patch"] = run.model.patch, 1
-    if run.export_every is not None:
-        values["export_every"] = run.export_every, 1
+    for name, every in {"export_every": run.export_every, "replay_every": run.replay_every}.items():
+        if every is not None:
+            values[name] = every, 1
     for name, (value, low) in values.items():
         if value < low:
             raise ConfigError(f"{name} is {value}; it must be at least {low}.")
@@ -182,9 +191,10 @@ def _check_ids(model: ModelConfig, objective: ObjectiveConfig, grammar: Grammar)
         )
 
 
-def build_rows(built: Built, run_dir: Path | None) -> Rows:
-    """The loader of all rows the run will see; bad samples are listed in `run_dir`, or nowhere."""
+def build_rows(built: Built, run_dir: Path | None, skips: Skips | None = None) -> Rows:
+    """The loader of all rows the run will see or skip; bad samples are listed in `run_dir`, or nowhere."""
     run = built.run
+    skips = skips or Skips(run.data.batch_rows)
     ways = rules.ways("batch", built.mesh)
     parts = ways * run.microbatches
     if run.data.batch_rows % parts:
@@ -195,7 +205,7 @@ def build_rows(built: Built, run_dir: Path | None) -> Rows:
     return run.data.build(
         built.grammar,
         seed=run.seed,
-        rows=run.steps * run.data.batch_rows,
+        rows=skips.row(run.steps - 1) + run.data.batch_rows,
         folder=run_dir,
     )
 
@@ -210,9 +220,14 @@ def _steps_saved(run_dir: Path) -> list[str]:
     return [path.name for path in (run_dir / "checkpoints").glob("[0-9]*")]
 
 
-def _changes(run: Run, step: int) -> list[Any]:
-    """The changes of the mixture that begin before a step: rows were drawn by them."""
-    return [change for change in vars(run.data).get("changes", ()) if change.step < step]
+def changes(run: Run) -> tuple[Change, ...]:
+    """The later mixtures of a run's data."""
+    return vars(run.data).get("changes", ())
+
+
+def _changes(run: Run, batch: int) -> list[Change]:
+    """Those that begin before a batch: rows were drawn by them."""
+    return [change for change in changes(run) if change.step < batch]
 
 
 @contextlib.contextmanager
@@ -237,13 +252,14 @@ def goes_on(run: Run, run_dir: Path) -> bool:
     if not path.exists():
         return False
     before = config.load(path)
-    saved = max([int(name) for name in _steps_saved(run_dir) if name.isdigit()], default=0)
+    step = max([int(name) for name in _steps_saved(run_dir) if name.isdigit()], default=0)
+    saved = Skips.load(run_dir, run.data.batch_rows).row(step) // run.data.batch_rows  # those left out were drawn too
     later = _changes(run, saved) == _changes(before, saved)
     free = (*CHANGEABLE, "data.changes") if later else CHANGEABLE
     changed = {key: pair for key, pair in config.difference(run, before).items() if not key.startswith(free)}
     if changed and _begun(run_dir):
         lines = "\n".join(f"  {key}: {old!r} there, {new!r} asked" for key, (old, new) in changed.items())
-        more = "" if later else f" A new mixture may begin at step {saved}, the last one saved, or later."
+        more = "" if later else f" A new mixture may begin at step {saved}, where the last one saved is, or later."
         raise ConfigError(
             f"{run_dir} holds a run of another config:\n{lines}\nGive another --run-dir, or the config as it was.{more}"
         )

@@ -5,8 +5,11 @@ import time
 import jax
 import jax.numpy as jnp
 
+from mmgpt.core.log import console
+from mmgpt.core.stream import Batch
 from mmgpt.dist import axes as rules
 from mmgpt.nn.param import act
+from mmgpt.train.run import Built
 
 
 def matmul_peak(size: int = 2048, repeats: int = 3) -> float:
@@ -23,38 +26,24 @@ def matmul_peak(size: int = 2048, repeats: int = 3) -> float:
     return 2.0 * jax.device_count() * size**3 / best  # devices that share a row each do all of its work
 
 
-class Meter:
-    """Time of the steps since the last reading, without what lies between them (evaluation, saves)."""
+def speed(built: Built, batch: Batch, reading: tuple[int, float, float], peak: float) -> dict[str, float]:
+    """What the metrics tell of some steps, by `Rates.read`, beside a matmul's FLOP/s; nothing where there were none."""
+    steps, seconds, wait = reading
+    if steps == 0 or seconds <= 0.0:
+        return {}
+    flops = steps * built.run.model.step_flops(batch) / seconds
+    return {
+        "step_seconds": seconds / steps,
+        "data_wait_share": wait / seconds,
+        "flops_per_second": flops,
+        "matmul_share": flops / peak,
+    }
 
-    def __init__(self) -> None:
-        self._busy = 0.0
-        self._wait = 0.0
-        self._steps = 0
-        self._since: float | None = None
 
-    def resume(self) -> None:
-        """The steps begin, or go on after a pause."""
-        self._since = time.perf_counter()
-
-    def waited(self, seconds: float) -> None:
-        """Part of the time that went to waiting for data."""
-        self._wait += seconds
-
-    def step(self) -> None:
-        self._steps += 1
-
-    def pause(self) -> None:
-        """The steps stop for something else; call it when the device is done."""
-        if self._since is not None:
-            self._busy += time.perf_counter() - self._since
-            self._since = None
-
-    def read(self) -> tuple[int, float, float]:
-        """Steps, seconds and seconds of data wait since the last reading."""
-        running = self._since is not None
-        self.pause()
-        reading = self._steps, self._busy, self._wait
-        self._steps, self._busy, self._wait = 0, 0.0, 0.0
-        if running:
-            self.resume()
-        return reading
+def tell(done: int, steps: int, figures: dict[str, float]) -> None:
+    """One line for a person."""
+    parts = [f"{name} {figures[name]:.4g}" for name in ("loss", "gradient_norm", "learning_rate")]
+    if "step_seconds" in figures:
+        left = round((steps - done) * figures["step_seconds"])
+        parts.append(f"{figures['step_seconds']:.3g} s/step  {left // 60}:{left % 60:02d} left")
+    console.print(f"step {done}/{steps}  {'  '.join(parts)}")
