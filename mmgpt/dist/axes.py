@@ -125,6 +125,11 @@ def stored(axes: str, shape: tuple[int, ...], what: str = "parameter") -> Partit
     )
 
 
+def divided(spec: PartitionSpec, axis: str) -> int | None:
+    """Which dimension of an array a mesh axis divides; None where it divides none."""
+    return next((i for i, axes in enumerate(spec) if axis in jax.tree.leaves(axes)), None)
+
+
 def ways(axis: str, mesh: jax.sharding.Mesh | jax.sharding.AbstractMesh) -> int:
     """Into how many parts a mesh divides an activation's logical axis."""
     return math.prod(mesh.shape[a] for a in ACT[axis])

@@ -14,7 +14,7 @@ from mmgpt.core.stream import Batch, Visibility
 from mmgpt.models import ModelConfig
 from mmgpt.nn.attention import Attention, Context, KeyValues, QKNorm, Seen, empty_cache, planned
 from mmgpt.nn.layers import GatedMLP, RMSNorm, RopeScaling, Turn, dropout, row_major, turn
-from mmgpt.nn.param import einsum, normal, param, take, use
+from mmgpt.nn.param import einsum, lookup, normal, param, take, use
 from mmgpt.nn.stack import Remat, Stack
 from mmgpt.tokens.vocabulary import Vocabulary
 
@@ -201,7 +201,7 @@ class Decoder(nnx.Module):
 
     def _embed(self, ids_BT: jax.Array, position_BTA: jax.Array) -> jax.Array:
         dtype = jnp.dtype(self.config.dtype)
-        x = take(use(self.embedding, dtype), ids_BT, "batch seq embed")
+        x = lookup(self.embedding, ids_BT, dtype)
         if self.places is None:
             return x
         tables = use(self.places, dtype)

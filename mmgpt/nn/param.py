@@ -110,6 +110,60 @@ def take(table: jax.Array, ids: jax.Array, axes: str) -> jax.Array:
     return table.at[ids].get(out_sharding=rules.spec(axes, rules.ACT))
 
 
+def lookup(weight: Any, ids_BT: jax.Array, dtype: jnp.dtype | type) -> jax.Array:
+    """Rows `[B, T, D]` in `dtype` of an embedding `[V, D]`: as `take`, with the weight as it lies at rest.
+
+    Where `tensor` divides the ids, a device looks up those that it has, and the others' rows are added to its zeros.
+    The gradient is added up in float32 on a device, and in `dtype` over devices, in a reduce-scatter over `fsdp`.
+    """
+    return _rows(jnp.dtype(dtype), weight[...], act(ids_BT, "batch seq"))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _rows(dtype: jnp.dtype, table: jax.Array, ids: jax.Array) -> jax.Array:
+    at_rest = jax.typeof(table).sharding.spec
+    spread = rules.divided(at_rest, "fsdp")
+
+    def local(table: jax.Array, ids: jax.Array) -> jax.Array:
+        table = table.astype(dtype)
+        if spread is not None:
+            table = jax.lax.all_gather(table, "fsdp", axis=spread, tiled=True)
+        if rules.divided(at_rest, "tensor") is None:
+            return table.at[ids].get()
+        return jax.lax.psum(table.at[_own(ids, table.shape[0])].get(mode="fill", fill_value=0), "tensor")
+
+    by_position, out = (rules.spec(axes, rules.ACT) for axes in ("batch seq", "batch seq embed"))
+    return jax.shard_map(local, in_specs=(at_rest, by_position), out_specs=out, check_vma=False)(table, ids)
+
+
+def _rows_backward(dtype: jnp.dtype, saved: tuple[jax.Array, jax.Array], g: jax.Array) -> tuple[jax.Array, None]:
+    table, ids = saved
+    at_rest, mesh = jax.typeof(table).sharding.spec, jax.sharding.get_abstract_mesh().shape
+    spread, split = rules.divided(at_rest, "fsdp"), rules.divided(at_rest, "tensor") is not None
+    shape = (table.shape[0] // (mesh["tensor"] if split else 1), table.shape[1])
+    others = tuple(a for a in ("replica", "fsdp", "context") if mesh[a] > 1 and (a != "fsdp" or spread is None))
+
+    def local(g: jax.Array, ids: jax.Array) -> jax.Array:
+        at = _own(ids, shape[0]) if split else ids
+        found = jnp.zeros(shape, jnp.float32).at[at].add(g.astype(jnp.float32), mode="drop").astype(dtype)
+        if spread is not None:
+            found = jax.lax.psum_scatter(found, "fsdp", scatter_dimension=spread, tiled=True)
+        return jax.lax.psum(found, others).astype(table.dtype)
+
+    by_position, g_spec = (rules.spec(axes, rules.ACT) for axes in ("batch seq", "batch seq embed"))
+    pulled = jax.shard_map(local, in_specs=(g_spec, by_position), out_specs=at_rest, check_vma=False)(g, ids)
+    return pulled, None
+
+
+def _own(ids: jax.Array, rows: int) -> jax.Array:
+    """Which of a device's rows the ids are; `rows`, beyond the last, for those of other devices."""
+    at = ids - jax.lax.axis_index("tensor") * rows
+    return jnp.where((at >= 0) & (at < rows), at, rows)
+
+
+_rows.defvjp(lambda dtype, table, ids: (_rows(dtype, table, ids), (table, ids)), _rows_backward)
+
+
 def by_row(function: Callable[[jax.Array, Any], jax.Array], x: jax.Array, whole: Any, axes: str) -> jax.Array:
     """`function(x, whole)` on each device's rows of `x`, laid out by `axes` in and out; every device has `whole`."""
     rows, every = rules.spec(axes, rules.ACT), rules.spec("", rules.ACT)

@@ -62,7 +62,7 @@ def _on_each_device(
     at_rest = jax.typeof(w).sharding.spec
     x_spec, by_position = rules.spec("batch seq embed", rules.ACT), rules.spec("batch seq", rules.ACT)
     over_rows = tuple(a for a in ("replica", "fsdp", "context") if mesh[a] > 1)
-    spread = next((i for i, axes in enumerate(at_rest) if "fsdp" in jax.tree.leaves(axes)), None)
+    spread = rules.divided(at_rest, "fsdp")
     V = w.shape[0 if static.rows else 1]
 
     def local(x: jax.Array, w: jax.Array, target: jax.Array, weight: jax.Array) -> Any:
