@@ -333,6 +333,12 @@ def _bench_plan(args: list[str]) -> None:
     return _parse(bench_plan, args, "bench plan")
 
 
+def _bench_goodput(args: list[str]) -> None:
+    from mmgpt.evaluate.bench_goodput import bench_goodput
+
+    return _parse(bench_goodput, args, "bench goodput")
+
+
 def _bench_tokenizer(args: list[str]) -> None:
     from mmgpt.evaluate.bench_tokenizer import bench_tokenizer
 
@@ -368,6 +374,7 @@ COMMANDS: dict[str, tuple[Callable[[list[str]], int | None], str]] = {
     "bench checkpoint": (_bench_checkpoint, "speed of saving and loading beside Orbax as it comes"),
     "bench data": (_bench_data, "fill and speed of packing, loading beside Grain's packers, resume, image decoding"),
     "bench generate": (_bench_generate, "speed of generation, bytes read on a TPU, passes of Jacobi decoding"),
+    "bench goodput": (_bench_goodput, "what failures take of a run over a thousand hosts, simulated"),
     "bench plan": (_bench_plan, "the planner's times beside speeds that others measured on TPUs"),
     "bench tokenizer": (_bench_tokenizer, "speed of the Emu3 vision tokenizer beside transformers'"),
     "bench train": (_bench, "speed of a training step beside a plain matmul"),
