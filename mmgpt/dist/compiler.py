@@ -34,6 +34,12 @@ OPTIONS = (
     Option("xla_tpu_enable_ici_rs_pipelining", "true", ALL, "A layer's gradients are summed during the next layer."),
     Option("xla_tpu_enable_ici_ar_pipelining", "true", ALL, "The same for sums over replicas."),
     Option(
+        "xla_jf_spmd_threshold_for_windowed_einsum_mib",
+        "1000000",
+        (V6E, V7X),
+        "No product in pieces beside its reduce-scatter: the pieces want transposed copies, a fifth of a v6e's step.",
+    ),
+    Option(
         "xla_tpu_scoped_vmem_limit_kib",
         "32768",
         (V5P,),

@@ -51,8 +51,8 @@ class Mesh:
                     return jax.sharding.Mesh(grid, MESH_AXES, axis_types=explicit)
             if sizes[0] % slices:
                 raise ShardingError(
-                    f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: the {slices} slices are replicas of one another, "
-                    f"since the network between them is slow; set --mesh.replica to a multiple of {slices}."
+                    f"mesh {dict(zip(MESH_AXES, sizes, strict=True))}: the {slices} slices are replicas of one "
+                    f"another, since the network between them is slow; set --mesh.replica to a multiple of {slices}."
                 )
             within = (sizes[0] // slices, *sizes[1:])
             grid = mesh_utils.create_hybrid_device_mesh(

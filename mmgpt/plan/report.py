@@ -10,6 +10,7 @@ from mmgpt.core.log import console
 from mmgpt.data.loader import PackedRows
 from mmgpt.models.decoder import Decoder
 from mmgpt.plan import useful
+from mmgpt.plan.attention import documents as packed
 from mmgpt.plan.attention_time import Attention, attention
 from mmgpt.plan.chips import Chip, chip_of, devices
 from mmgpt.plan.collectives import Torus
@@ -81,6 +82,7 @@ def plan(run: Run, topology: str, *, documents: str = "one", slices: int = 1) ->
     chip, run = chip_of(topology), fitted(run)
     model, data = run.model, run.data
     assert isinstance(model, Decoder.Config) and isinstance(data, PackedRows.Config)
+    packed(data.row_length, documents)  # a kind that is not there is told before minutes of compiling
     found = compiled(run, devices(topology, slices), chip)
     shards = dict(found.mesh.shape)
     rows = data.batch_rows // (shards["replica"] * shards["fsdp"] * run.microbatches)

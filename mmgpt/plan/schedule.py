@@ -24,6 +24,7 @@ from typing import NamedTuple
 from mmgpt.plan.chips import Chip
 from mmgpt.plan.collectives import Collective, Torus, found_in
 from mmgpt.plan.hlo import Computation, Instruction, Program, size_of_result, trips
+from mmgpt.plan.hlo import size as size_on_chip
 
 ISSUES = ("-start", "-update", "recv", "send")
 """Ends of the names of instructions that issue a transfer and do not wait for it."""
@@ -165,9 +166,9 @@ class Schedule:
     def _away(self, instruction: Instruction) -> list[Collective]:
         """What leaves the slice or the chip: the other slices' part of a sum, an array to or from the host's memory."""
         between = "xla_megascale_runtime" in instruction.line
-        if not between and instruction.opcode != "copy-start":
+        if not between and not instruction.opcode.endswith("-start"):
             return []
-        size = size_of_result(instruction) // (1 if between else 2)  # a copy names both of its ends
+        size = size_of_result(instruction) if between else size_on_chip(instruction.type)  # it names both ends
         slices = self.torus.sides[-1]
         passes = 2 * (slices - 1) / slices if between else 1.0
         what = Collective(
