@@ -34,6 +34,12 @@ OPTIONS = (
     Option("xla_tpu_enable_ici_rs_pipelining", "true", ALL, "A layer's gradients are summed during the next layer."),
     Option("xla_tpu_enable_ici_ar_pipelining", "true", ALL, "The same for sums over replicas."),
     Option(
+        "xla_disable_hlo_passes",
+        "while-loop-all-reduce-code-motion",
+        (*ALL, V5E),
+        "With microbatches it holds whole gradients until a loop ends, to sum them over devices once, or fails to.",
+    ),
+    Option(
         "xla_jf_spmd_threshold_for_windowed_einsum_mib",
         "1000000",
         (V6E, V7X),
