@@ -10,8 +10,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.experimental.layout import Layout, with_layout_constraint
 
 from mmgpt.core.config import Config
+from mmgpt.dist import axes as rules
 from mmgpt.kernels import few_rows
-from mmgpt.nn.param import act, constant, einsum, normal, param, use, zeros
+from mmgpt.nn.param import constant, einsum, normal, param, use, zeros
 
 made_once = jax.lax.optimization_barrier
 """`made_once(x)`: x behind a barrier, and its gradient too. XLA would work a value out again in every product that
@@ -163,5 +164,7 @@ def dropout(x_BTD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:
     """Zeroes a share `rate` of the values and scales up the others; nothing without a key (evaluation)."""
     if key is None or rate == 0.0:
         return x_BTD
-    keep = act(jax.random.bernoulli(key, 1.0 - rate, x_BTD.shape), "batch seq embed")
+    # Where a sharding is not asked for, every device draws for the whole batch; the draws are the same either way.
+    spec = rules.spec("batch seq embed", rules.ACT, x_BTD.shape, "dropout")
+    keep = jax.random.bernoulli(key, 1.0 - rate, x_BTD.shape, out_sharding=spec)
     return jnp.where(keep, x_BTD / (1.0 - rate), jnp.zeros((), x_BTD.dtype))

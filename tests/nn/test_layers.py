@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from mmgpt.dist import axes as rules
 from mmgpt.dist.mesh import Mesh
 from mmgpt.nn.layers import GatedMLP, RMSNorm, dropout, rotary, turn
 
@@ -62,3 +63,16 @@ def test_dropout_drops_its_share_and_only_with_a_key() -> None:
     dropped = np.asarray(dropout(x, 0.3, jax.random.key(0)))
     assert abs((dropped == 0).mean() - 0.3) < 0.02
     np.testing.assert_allclose(dropped[dropped > 0], 1 / 0.7, rtol=1e-6)
+
+
+def test_each_device_draws_what_it_drops_of_its_own_part() -> None:
+    found = []
+    for mesh in (Mesh.Config(fsdp=1), Mesh.Config(fsdp=2, context=4)):
+        devices = jax.devices()[: 1 if mesh.context == 1 else 8]
+        with jax.set_mesh(mesh.build(devices)):
+            x = jax.device_put(np.ones((4, 24, 40), np.float32), rules.sharding("batch seq embed", rules.ACT))
+            compiled = jax.jit(lambda x: dropout(x, 0.5, jax.random.key(3))).lower(x).compile()
+            found.append((np.asarray(compiled(x)), compiled.as_text()))
+    (alone, _), (split, program) = found
+    np.testing.assert_array_equal(alone, split)
+    assert "[2,6,40]" in program and "[4,24,40]" not in program
