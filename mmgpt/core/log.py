@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
@@ -261,12 +261,15 @@ class Metrics:
         self._tell(step, summary.text(name, text.encode("utf-8", "backslashreplace").decode()))
         return path
 
-    def truncate(self, after_step: int) -> int:
-        """Drops the lines of steps after `after_step`, so that a continued run has none twice; returns how many."""
+    def truncate(self, after_step: int, again: Sequence[str] = ()) -> int:
+        """Drops the lines of steps after `after_step`, so that a continued run has none twice; returns how many.
+
+        And of the step itself the kinds that will be told `again`.
+        """
         kept, dropped = [], 0
         for line in self.path.read_bytes().split(b"\n")[:-1]:
             record = _parse(line)
-            if record is not None and record["step"] <= after_step:
+            if record is not None and record["step"] <= after_step - (record["kind"] in again):
                 kept.append(line + b"\n")
             else:
                 dropped += 1
@@ -316,7 +319,7 @@ class Untold(Metrics):
     def write(self, step: int, values: dict[str, float], kind: str = "train") -> None:
         pass
 
-    def truncate(self, after_step: int) -> int:
+    def truncate(self, after_step: int, again: Sequence[str] = ()) -> int:
         return 0
 
     def close(self) -> None:

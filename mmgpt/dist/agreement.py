@@ -9,7 +9,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mmgpt.dist import hosts
+from mmgpt.dist import peers
 
 T = TypeVar("T")
 
@@ -30,19 +30,16 @@ def agree(name: str, said: Any, decide: Callable[[list[Any]], Any]) -> Any:
     Every process calls it as often as the others for a `name`; other names may come between and in other threads.
     `decide` must not raise, since the others wait for its answer. Raises what JAX does where a process is lost.
     """
-    if hosts.process_count() == 1:
+    if peers.count() == 1:
         return decide([said])
-    from jax._src import distributed  # the service has no public name
-
-    service = distributed.global_state.client
-    assert service is not None
+    service = peers.client()
     with _counting:
         _rounds[name] += 1
         number = _rounds[name]
     place, wait = f"mmgpt/agree/{name}", TIMEOUT_SECONDS * 1000
-    service.key_value_set(f"{place}/{number}/said/{hosts.process_index()}", json.dumps(said))
-    if hosts.is_lead():
-        keys = [f"{place}/{number}/said/{index}" for index in range(hosts.process_count())]
+    service.key_value_set(f"{place}/{number}/said/{peers.index()}", json.dumps(said))
+    if peers.index() == 0:
+        keys = [f"{place}/{number}/said/{index}" for index in range(peers.count())]
         answer = decide([json.loads(service.blocking_key_value_get(key, wait)) for key in keys])
         # Whoever speaks in this round has read the answer of the one before: the service need not keep either.
         service.key_value_delete(f"{place}/{number}/said/")
@@ -57,7 +54,7 @@ def together(name: str, do: Callable[[], T]) -> T:
     try:
         done = do()
     except Exception as e:
-        done, said = e, f"process {hosts.process_index()}: {type(e).__name__}: {e}"
+        done, said = e, f"process {peers.index()}: {type(e).__name__}: {e}"
     told = agree(name, said, lambda said: next(filter(None, said), ""))
     if isinstance(done, Exception):
         raise done

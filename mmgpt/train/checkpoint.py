@@ -9,6 +9,7 @@ import functools
 import hashlib
 import os
 import secrets
+import threading
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,8 @@ class Checkpoints:
         self.directory = directory.absolute()
         self._settings = settings
         self._read_only = read_only
+        self._saving = threading.RLock()
+        """Held by whoever starts a save or waits for one: the training loop, or what ends the process beside it."""
         self._shared = Shared(self.directory, keep=settings.keep, keep_every=settings.keep_every, quiet=quiet)
         self._local: Local | None = None
         if not read_only:
@@ -142,6 +145,15 @@ class Checkpoints:
         """Whether a step is to be saved on each host: there is a `local` folder, and `local_every` divides it."""
         return self._local is not None and step % self._settings.local_every == 0
 
+    def save_last(self, step: int, state: State, position: int, meta: dict[str, Any]) -> bool:
+        """Saves and waits, whatever another thread is doing here or will not come to; whether it is saved.
+
+        Where the step was saved already with other meta, that stays. A local save in flight is not waited for.
+        """
+        with self._saving:
+            self._save(self._shared, step, state, position, meta)
+            return self._shared.wait()
+
     def save_local(self, step: int, state: State, position: int, meta: dict[str, Any]) -> None:
         """The same on each host, if the step `is_local`."""
         if self._local is not None and self.is_local(step):
@@ -149,8 +161,9 @@ class Checkpoints:
 
     def wait(self) -> bool:
         """Waits for the saves in flight; whether the last `save` succeeded."""
-        for tier in self._tiers:
-            tier.wait()
+        with self._saving:
+            for tier in self._tiers:
+                tier.wait()
         return self.failures == 0
 
     def close(self) -> None:
@@ -225,9 +238,10 @@ class Checkpoints:
             raise CheckpointError(f"{self.directory} was opened to read only; step {step} cannot be saved there.")
         body = {"step": step, "position": position, "meta": meta, "tree": _tree(state)}
         manifest.render(body)  # meta that is not plain JSON is a mistake of the caller, and raises here
-        tier.save(step, state, body)
-        if not self._settings.asynchronous:
-            tier.wait()
+        with self._saving:
+            tier.save(step, state, body)
+            if not self._settings.asynchronous:
+                tier.wait()
 
     def _newest(self, step: int | None, skip: set[tuple[int, Tier]]) -> tuple[int, Tier] | None:
         """The step to try and where it lies: of the same one on both, the local one, which loads faster."""

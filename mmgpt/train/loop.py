@@ -2,8 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -51,18 +53,22 @@ class Life:
     spikes: Spikes
     hook: Hook | None
     export: Hook | None
+    owed: bool = False
+    """Whether what follows the last step is still to be done: a run that is stopped before does it when it goes on."""
 
 
 def train(run: Run, run_dir: Path, hook: Hook | None = None, export: Hook | None = None) -> Outcome:
     """Trains a run in its folder, from its newest complete checkpoint if there is one.
 
     `hook` is called after each evaluation, `export` every `export_every` steps. Raises UserError: SpikeError after too
-    many rollbacks, and Corruption, after which the run is to go on from its checkpoint on other machines.
+    many rollbacks, and Corruption, after which the run is to go on from its checkpoint on other machines. A SIGTERM
+    ends the process, after a save, unless it comes in a step, after which the run stops; a lost process ends all others.
     """
     clock = Clock()
-    hosts.start()
-    run.mesh.split_cpu()  # before anything asks for a device
     with contextlib.ExitStack() as held:
+        held.enter_context(hosts.stoppable())
+        hosts.start(settings=run.hosts)
+        run.mesh.split_cpu()  # before anything asks for a device
         if hosts.is_lead():
             held.enter_context(alone(run_dir))
         going_on = claim(run, run_dir)
@@ -78,7 +84,8 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None, export: Hook | None
         again = False
         while True:
             try:
-                return _from_the_newest(life, going_on, again)
+                with hosts.stoppable(), hosts.watched():
+                    return _from_the_newest(life, going_on, again)
             except Spike as spike:
                 life.skips = go_back(spike, life.skips, run, checkpoints, run_dir)
                 going_on = again = True
@@ -96,21 +103,25 @@ def _from_the_newest(life: Life, going_on: bool, again: bool) -> Outcome:
         elif hosts.is_lead():
             life.clock.begin(meta.get("seconds", {}), goodput.spent(life.metrics.path, meta.get("steps") == first))
         if going_on:
-            life.metrics.truncate(first)
+            life.metrics.truncate(first, again=("held_out",) if meta.get("owed") else ())
         if again:
             life.metrics.write(first, skips.told(), "rollback")
         if hosts.is_lead():
             write_json(life.run_dir / "data.json", rows.summary())
-        return _steps(life, rows, state, first)
+        return _steps(life, rows, state, first, meta.get("owed", False))
 
 
-def _steps(life: Life, rows: Rows, state: State, first: int) -> Outcome:
+def _steps(life: Life, rows: Rows, state: State, first: int, owed: bool) -> Outcome:
     built, clock, metrics, spikes, checkpoints = life.built, life.clock, life.metrics, life.spikes, life.checkpoints
     run = built.run
     share = rules.share("batch", built.mesh)
     held_out = HeldOut(built, rows, share)
     batches = feed(rows, life.skips, first, share)
     every = run.replay_every if run.replay_every is not None and replay.possible() else run.steps + 1
+    if owed:
+        _follow(life, held_out, first, state)
+        if first == run.steps:  # or each further start would do so again
+            _save(life, first, state, checkpoints.save)
     peak = matmul_peak()
     clock.to("compile")
     rates, compiled, done, preempted = Rates(clock), clock.seconds()["compile"], first, False
@@ -118,6 +129,7 @@ def _steps(life: Life, rows: Rows, state: State, first: int) -> Outcome:
         if done > first:
             clock.to("data")
         batch = place(next(batches), share[1])
+        hosts.begin_step()
         if (done + 1) % every == 0:
             jax.block_until_ready(state)
             clock.to("replay")
@@ -139,24 +151,16 @@ def _steps(life: Life, rows: Rows, state: State, first: int) -> Outcome:
             metrics.write(done, clock.figures(), goodput.LINE)
             if hosts.is_lead():
                 tell(done, run.steps, figures)
-        preempted = hosts.preempted(done)
+        life.owed = True
+        preempted = hosts.preempted(done, functools.partial(_save, life, done, state, checkpoints.save_last))
         if preempted:  # before anything else: there may be seconds left
             _save(life, done, state, checkpoints.save)
-        if done % run.evaluate_every == 0 or done == run.steps:
-            jax.block_until_ready(state)
-            clock.to("evaluate")
-            opened = _opened(built, done, state)
-            metrics.write(done, held_out(opened), "held_out")
-            if life.hook is not None and hosts.process_count() == 1:  # it computes on its own, which one of many cannot
-                life.hook(opened, metrics)
-            if done < run.steps:
-                peak = matmul_peak()  # measured again: a shared machine's speed drifts
-            clock.to("steps")
-        if life.export is not None and run.export_every and done % run.export_every == 0 and not preempted:
-            life.export(_opened(built, done, state), metrics)
-        if checkpoints.is_local(done) and not preempted:
+            break
+        if _follow(life, held_out, done, state):
+            peak = matmul_peak()  # measured again: a shared machine's speed drifts
+        if checkpoints.is_local(done):
             _save(life, done, state, checkpoints.save_local)
-        if (done % run.save_every == 0 or done == run.steps) and not preempted:
+        if done % run.save_every == 0 or done == run.steps:
             _save(life, done, state, checkpoints.save)
     clock.to("save")
     if not checkpoints.wait():
@@ -168,15 +172,33 @@ def _steps(life: Life, rows: Rows, state: State, first: int) -> Outcome:
         metrics.write(done, clock.figures(), goodput.LINE)
     if hosts.is_lead():
         clock.tell()
-    return Outcome(done, preempted and done < run.steps)
+    return Outcome(done, preempted)
 
 
-def _save(life: Life, done: int, state: State, to: Callable[..., None]) -> None:
+def _follow(life: Life, held_out: HeldOut, done: int, state: State) -> bool:
+    """Evaluates and exports after a step where that is due; whether it took time."""
+    run, evaluates = life.built.run, done % life.built.run.evaluate_every == 0 or done == life.built.run.steps
+    if evaluates:
+        jax.block_until_ready(state)
+        life.clock.to("evaluate")
+        opened = _opened(life.built, done, state)
+        life.metrics.write(done, held_out(opened), "held_out")
+        if life.hook is not None and hosts.process_count() == 1:  # it computes on its own, which one of many cannot
+            life.hook(opened, life.metrics)
+        life.clock.to("steps")
+    if life.export is not None and run.export_every and done % run.export_every == 0:
+        life.export(_opened(life.built, done, state), life.metrics)
+    life.owed = False
+    return evaluates
+
+
+def _save(life: Life, done: int, state: State, to: Callable[..., Any]) -> Any:
     memory = life.spikes.memory()  # waits for the steps
     life.clock.to("save")
-    meta = {"steps": life.built.run.steps, "spikes": memory, "seconds": life.clock.seconds()}
-    to(done, state, life.skips.row(done), meta)
+    meta = {"steps": life.built.run.steps, "spikes": memory, "seconds": life.clock.seconds(), "owed": life.owed}
+    done_well = to(done, state, life.skips.row(done), meta)
     life.clock.to("steps")
+    return done_well
 
 
 def _opened(built: Built, done: int, state: State) -> Opened:

@@ -19,6 +19,7 @@ from mmgpt.data.loader import Rows, RowsConfig
 from mmgpt.data.mixture import Change
 from mmgpt.dist import axes as rules
 from mmgpt.dist import hosts
+from mmgpt.dist.hosts import Hosts
 from mmgpt.dist.mesh import Mesh
 from mmgpt.models import ModelConfig, VisionConfig
 from mmgpt.objectives.objective import Objective, ObjectiveConfig
@@ -84,6 +85,7 @@ class Run(config.Config):
     export_every: int | None = None
     spikes: Spikes.Config = Spikes.Config()
     replay_every: int | None = 500
+    hosts: Hosts.Config = Hosts.Config()
 
 
 def load_run(run_dir: Path) -> Run:
@@ -106,6 +108,7 @@ CHANGEABLE = (
     "export_every",
     "spikes.",
     "replay_every",
+    "hosts.",
     "checkpoint.",
     "data.threads",
     "data.prefetch",
@@ -147,6 +150,7 @@ def _check(run: Run) -> None:
     for name, every in {"export_every": run.export_every, "replay_every": run.replay_every}.items():
         if every is not None:
             values[name] = every, 1
+    values |= {f"hosts.{name}": (value, 2) for name, value in vars(run.hosts).items()}
     for name, (value, low) in values.items():
         if value < low:
             raise ConfigError(f"{name} is {value}; it must be at least {low}.")

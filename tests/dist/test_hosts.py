@@ -137,4 +137,4 @@ def test_two_processes_stop_after_the_same_step(victim: int) -> None:
     environment = {"JAX_COORDINATOR_ADDRESS": f"127.0.0.1:{port}", "JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}
     both = [launch(f"run(at={105 if i == victim else None})", said[i], **(environment if i else {})) for i in range(2)]
     steps = [stopped_at(p) for p in both]
-    assert steps[0] == steps[1] > 105
+    assert steps[0] == steps[1] >= 105

@@ -123,5 +123,5 @@ def run_together(code: str, processes: int, *arguments: str) -> list[str]:
 
 def finish(process: subprocess.Popen) -> str:
     out, err = process.communicate(timeout=120)
-    assert process.returncode == 0, err[-3000:]
+    assert process.returncode == 0, (process.returncode, err[-3000:])
     return out
