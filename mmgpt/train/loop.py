@@ -62,7 +62,7 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None, export: Hook | None
 
     `hook` is called after each evaluation, `export` every `export_every` steps. Raises UserError: SpikeError after too
     many rollbacks, and Corruption, after which the run is to go on from its checkpoint on other machines. A SIGTERM
-    ends the process, after a save, unless it comes in a step, after which the run stops; a lost process ends all others.
+    ends the process after a save, unless it comes in a step, after which the run stops; a lost process ends the others.
     """
     clock = Clock()
     with contextlib.ExitStack() as held:
