@@ -118,8 +118,14 @@ def _initialize(
             initialization_timeout=settings.join,
             heartbeat_timeout_seconds=settings.heartbeat,
         )
-    except jax.errors.JaxRuntimeError as e:
-        raise JoinError(_unmet(e, settings)) from e
+    except RuntimeError as e:
+        told = _unmet(settings)
+        state: Any = distributed.global_state
+        for part in filter(None, (state.client, state.service)):  # whose noise must not follow what is told here
+            with contextlib.suppress(RuntimeError):
+                part.shutdown()
+        state.client = state.service = None
+        raise JoinError(told) from e
     finally:
         library.get_distributed_runtime_client = make
 
@@ -239,7 +245,7 @@ _CAST = b"St8bad_cast"
 _terminated: Any = None
 
 
-def _unmet(error: Exception, settings: Hosts.Config) -> str:
+def _unmet(settings: Hosts.Config) -> str:
     state = distributed.global_state
     address, number, processes = state.coordinator_address, state.process_id, state.num_processes
     if number == 0:
@@ -248,8 +254,7 @@ def _unmet(error: Exception, settings: Hosts.Config) -> str:
     else:
         what = f"process {number} of {processes} did not reach process 0 at {address}, or not all others came"
         do = "See that process 0 runs there and that its port is open, and that all are given the same number of processes"
-    told = " ".join(str(error).split())[:200]
-    return f"{what}, within {settings.join} s. {do}; hosts.join is how long they wait. ({told})"
+    return f"{what}, within {settings.join} s. {do}; hosts.join is how long they wait."
 
 
 def _at_exit() -> None:
