@@ -92,6 +92,8 @@ def phase_of(op_name: str) -> str:
         return "recomputation"
     if "transpose(" in op_name:
         return "backward"
+    if not op_name:
+        return "copies of the compiler"
     return "forward" if "jvp(" in op_name else "update"
 
 
