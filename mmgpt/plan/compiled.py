@@ -4,7 +4,7 @@ import dataclasses
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 
@@ -30,6 +30,15 @@ class TooLarge(ConfigError):
     """A step that does not fit the memory of a chip."""
 
 
+class Weight(NamedTuple):
+    """A parameter: its shape, and the shape of the part that each device holds at rest."""
+
+    name: str
+    shape: tuple[int, ...]
+    part: tuple[int, ...]
+    bytes: int
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compiled:
     """A compiled step: its program, its memory, the mesh, and the run with its model fitted to a vocabulary."""
@@ -38,6 +47,7 @@ class Compiled:
     mesh: jax.sharding.Mesh
     program: Program
     memory: Memory
+    weights: tuple[Weight, ...]
     seconds: float
     """What compiling took."""
 
@@ -100,7 +110,16 @@ def compiled(run: Run, devices: Sequence[Any], chip: Chip, options: dict[str, st
             layers=run.model.layers,
             state=state,
         )
-    return Compiled(run=run, mesh=mesh, program=program, memory=found, seconds=seconds)
+    weights = tuple(
+        Weight(
+            jax.tree_util.keystr(path, simple=True, separator="/"),
+            leaf.shape,
+            leaf.sharding.shard_shape(leaf.shape),
+            leaf.size * leaf.dtype.itemsize,
+        )
+        for path, leaf in jax.tree.leaves_with_path(state["params"])
+    )
+    return Compiled(run=run, mesh=mesh, program=program, memory=found, weights=weights, seconds=seconds)
 
 
 def _said(message: str) -> str:

@@ -19,8 +19,10 @@ from mmgpt.plan.hlo import Instruction
 from mmgpt.plan.schedule import Schedule, Told, by_source, exposed_bytes
 from mmgpt.train.run import Run
 
-TILE = 8
-"""Rows below which a part of a weight does not fill a tile of the chip's memory."""
+TILE = (8, 128)
+"""Rows and columns of a tile of a chip's memory, which a part of a weight should fill."""
+LARGE = 1 << 20
+"""Bytes from which on a weight is worth spreading over devices."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -61,6 +63,7 @@ class Plan:
             "mesh": dict(self.compiled.mesh.shape),
             "documents": self.documents,
             "step_seconds": self.told.seconds,
+            "expected_seconds": self.told.seconds / self.chip.reached,
             "tokens_a_step": self.tokens,
             "tokens_a_second_and_chip": self.tokens / self.told.seconds / chips,
             "useful_flops_a_step": self.useful,
@@ -116,6 +119,7 @@ def _warnings(found: Compiled, told: Told, chip: Chip) -> list[str]:
     said = []
     if found.memory.share > 0.9:
         said.append(f"memory: {found.memory.share:.0%} of a chip's; leave a tenth for what the runtime needs.")
+    said += _ill_laid(found)
     for c, times, _ in told.transfers:
         if c.kind == "all-reduce" and "convert_element_type" in c.op_name and c.bytes > 1 << 20:
             said.append(
@@ -131,12 +135,39 @@ def _warnings(found: Compiled, told: Told, chip: Chip) -> list[str]:
     return list(dict.fromkeys(said))
 
 
+def _ill_laid(found: Compiled) -> list[str]:
+    """Weights that lie whole on all devices, or in parts that waste memory and links, and ids that nothing uses."""
+    model, objective, mesh = found.run.model, found.run.objective, found.mesh.shape
+    assert isinstance(model, Decoder.Config)
+    said = []
+    for weight in found.weights:
+        matrix = weight.part[-2:]
+        if len(weight.part) < 2 or weight.bytes < LARGE:
+            continue
+        if mesh["fsdp"] > 1 and weight.part == weight.shape:
+            said.append(f"{weight.name}: {weight.bytes / 1e6:.0f} MB lie whole on every device; no dimension divides.")
+        elif any(size < least for size, least in zip(matrix, TILE, strict=True)):
+            said.append(
+                f"{weight.name}: a device's part is {matrix[0]} x {matrix[1]}, under a tile of {TILE[0]} x {TILE[1]}; "
+                "take a smaller mesh.fsdp or mesh.tensor, and more of mesh.replica."
+            )
+    used = vars(objective).get("vocab", model.vocab) or model.vocab
+    if model.vocab - used > 0.03 * model.vocab:
+        said.append(
+            f"model.vocab {model.vocab} has {model.vocab - used} rows beyond the {used} ids; they cost as much."
+        )
+    if model.head_dim % TILE[1]:
+        said.append(f"model.head_dim {model.head_dim} is padded to a multiple of {TILE[1]} in attention.")
+    return said
+
+
 def shown(made: Plan) -> list[Table]:
     """The plan as tables for a terminal."""
     numbers, chip, memory = made.numbers(), made.chip, made.compiled.memory
     overview = Table("", "", title=f"{made.topology}, mesh {_mesh(made.compiled.mesh.shape)}", show_header=False)
     rows: dict[str, str] = {
         "step": f"{made.told.seconds:.3f} s for {made.tokens:,} tokens",
+        "expected": f"{numbers['expected_seconds']:.3f} s, as runs on such chips reach {chip.reached:.0%} of a schedule",
         "useful operations": f"{made.useful:.3e}, {made.utilisation:.1%} of the peak (static)",
         "tokens a second and chip": f"{numbers['tokens_a_second_and_chip']:,.0f}",
         "memory": f"{memory.total / 1e9:.1f} GB of {chip.memory / 1e9:.0f} ({memory.share:.0%})",
