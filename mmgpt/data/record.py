@@ -11,9 +11,11 @@ import contextlib
 import dataclasses
 import hashlib
 import json
+import logging
 import os
 import secrets
 import threading
+import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Self
@@ -53,6 +55,12 @@ __all__ = [
     "write_manifest",
     "write_shard",
 ]
+
+
+log = logging.getLogger(__name__)
+
+WAITS = (0.1, 0.4, 1.0, 2.0, 4.0, 8.0, 15.0, 30.0)
+"""Seconds between tries to read a file that cannot be read."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -312,15 +320,34 @@ class Dataset:
         return decode(self.raw(i), f"{self.directory}, document {i}")
 
     def raw(self, i: int) -> bytes:
-        """The bytes of record `i`. Raises IndexError, and RecordError if the record is damaged."""
+        """The bytes of record `i`. Raises IndexError, and RecordError if the record is damaged.
+
+        Where it is the file that cannot be read, as on a network that is gone for a moment, no record is to blame: it
+        is tried again for a minute, and then raises DatasetError.
+        """
         if not 0 <= i < len(self):
             raise IndexError(f"{self.directory}: document {i} of {len(self)}")
         shard = bisect.bisect_right(self._starts, i) - 1
-        try:
-            return self._reader(shard).read([int(i) - self._starts[shard]])[0]
-        except RuntimeError as e:
-            place = f"{self.directory / self._shards[shard]['file']}, document {i}"
-            raise RecordError(f"cannot be read ({e}); copy the shard again", place) from e
+        path = self.directory / self._shards[shard]["file"]
+        opened_again = False
+        for wait in (*WAITS, None):
+            try:
+                if found := self._reader(shard).read([int(i) - self._starts[shard]])[0]:
+                    return found
+                reason = "nothing is there"
+            except RuntimeError as e:
+                reason = str(e)
+            self._readers[shard] = None  # a reader that met an error repeats it
+            lacking = _lacking(path, self._shards[shard]["bytes"])
+            if not lacking and opened_again:
+                break
+            opened_again = not lacking
+            if lacking and wait is not None:
+                log.warning("%s: %s; trying again in %s s", path, lacking, wait)
+                time.sleep(wait)
+        else:
+            raise DatasetError(f"{path}: {lacking or reason}, for a minute. Make it readable and run this again.")
+        raise RecordError(f"cannot be read ({reason}); copy the shard again", f"{path}, document {i}")
 
     def verify(self) -> None:
         """Compares the hash of every shard with the manifest (reads all bytes). Raises DatasetError."""
@@ -342,3 +369,14 @@ class Dataset:
                     reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
                     self._readers[shard] = reader
         return reader
+
+
+def _lacking(path: Path, size: int) -> str:
+    """Why a shard's file cannot be read as a whole; "" if it can."""
+    try:
+        with open(path, "rb") as file:
+            file.read(1)
+            found = os.fstat(file.fileno()).st_size
+    except OSError as e:
+        return e.strerror or str(e)
+    return "" if found == size else f"has {found} bytes, the manifest says {size}"

@@ -90,7 +90,9 @@ def _sums(state: State) -> Sums:
     held: dict[Any, dict[str, jax.Array]] = {}
     for name, leaf in named(state).items():
         for shard in leaf.addressable_shards:
-            held.setdefault(shard.device, {})[name] = shard.data
+            # Of a single device it is the whole array, which still names the mesh; no bytes are moved here.
+            alone = jax.device_put(shard.data, jax.sharding.SingleDeviceSharding(shard.device))
+            held.setdefault(shard.device, {})[name] = alone
     made = {}
     for device, arrays in held.items():
         with jax.set_mesh(_alone(device)):

@@ -18,10 +18,13 @@ from mmgpt.train.state import Structure
 from mmgpt.train.step import make_step, place
 from tests import tiny
 
+MESHES = {"one": (1, Mesh.Config()), "fsdp": (8, Mesh.Config()), "mixed": (8, Mesh.Config(fsdp=2, context=2, tensor=2))}
 
-@pytest.fixture(scope="module", params=[Mesh.Config(), Mesh.Config(fsdp=2, context=2, tensor=2)], ids=["fsdp", "mixed"])
+
+@pytest.fixture(scope="module", params=MESHES)
 def made(request: pytest.FixtureRequest):
-    with jax.set_mesh(request.param.build(jax.devices())):
+    count, mesh = MESHES[request.param]
+    with jax.set_mesh(mesh.build(jax.devices()[:count])):
         structure = Structure(tiny.decoder(dropout=0.1).build, seed=0)
         optimizer = Optimizer.Config(learning_rate=1e-2, warmup=2).build(20)
         objective = NextToken.Config().fit(tiny.grammar().vocabulary).build()
@@ -57,7 +60,8 @@ def test_one_wrong_bit_is_found_with_the_device_that_holds_it(
 ) -> None:
     fresh, step, batch = made
     rng, times = np.random.default_rng(seed), iter(range(2))
-    device = jax.devices()[int(rng.integers(jax.device_count()))]
+    devices = jax.sharding.get_mesh().devices.flatten()
+    device = devices[int(rng.integers(len(devices)))]
 
     def faulty(state: Any, batch: Any) -> Any:
         out, values = step(state, batch)
