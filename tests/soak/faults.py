@@ -40,7 +40,6 @@ ROWS = 8
 PATIENCE = 300.0
 PAUSE = 0.04
 """Seconds of a step, so that a life does not outrun the faults."""
-STEPS_A_LIFE = 30
 DISK = "96m"
 
 
@@ -62,12 +61,12 @@ class Poison:
 
 
 def poisoned(steps: int, count: int, chance: random.Random) -> Poison:
-    """`count` poisons, far enough from each other that each is met: two singles for each spike."""
-    places = list(range(90, steps - 30, 20))
+    """`count` poisons, far enough from each other that each is met, of each kind as many."""
+    places = list(range(90, steps - 30, 15))
     chosen = sorted(chance.sample(places, min(count, len(places))))
     found = Poison([], [], [])
     for number, place in enumerate(chosen):
-        (found.single, found.single, (found.triples, found.high)[number // 3 % 2])[number % 3].append(place)
+        (found.single, found.triples, found.high)[number % 3].append(place)
     return found
 
 
@@ -80,7 +79,7 @@ class World:
         self.faults = faults
         (folder / "data").mkdir(parents=True)
         steps = max(200, 8 * faults)
-        self.poison = poisoned(steps, faults // 5, self.chance)
+        self.poison = poisoned(steps, 2 * faults // 5, self.chance)
         run = tiny.run(folder / "data", steps=steps, log_every=5, evaluate_every=200, save_every=10, replay_every=10)
         self.run: Run = run.replace(
             spikes=Spikes.Config(in_a_row=3, skip=4, rollbacks=10 * faults),
@@ -110,7 +109,7 @@ class World:
 
     def told(self) -> int:
         """The last step that this life told of; 0 before the first."""
-        return max(map(int, re.findall(r"^step (\d+)/", self.said(), re.MULTILINE)), default=0)
+        return int(([0, *re.findall(r"^step (\d+)/", self.said(), re.MULTILINE)])[-1])
 
     def until(self, reached: Callable[[], bool]) -> bool:
         """Waits; False where the process ended before."""
@@ -134,24 +133,19 @@ class World:
     def life(self) -> bool:
         """One start, with what is done before, within and at the end of it; False where the run has ended."""
         chance = self.chance
-        for fault in chance.sample([self.damaged_step, self.damaged_metrics], chance.randrange(3)):
-            fault()
-        wrong = chance.randrange(1, 4) if chance.random() < 0.2 else 0
-        first = self.newest()
+        for fault in (self.damaged_step, self.damaged_metrics):
+            if chance.random() < 0.7:
+                fault()
+        wrong = chance.randrange(3, 8) if chance.random() < 0.2 else 0
         self.start(self.folder, wrong)
         alive = self.until(lambda: self.told() > 0)
-        within = [self.unreadable_data, self.unreadable_data, self.full_disk]
-        for fault in chance.sample(within, chance.randrange(4)):
+        for fault in chance.choices([self.unreadable_data, self.full_disk], [3, 1], k=chance.randrange(3, 8)):
             if alive:
                 fault()
-        if wrong:
-            if self.ended(0, 75) == 75:
-                self.done["silent corruption"] += 1
-            return self.process is not None and self.process.returncode != 0
-        step = first + chance.randrange(8, STEPS_A_LIFE)
-        if not (alive and self.until(lambda: self.told() >= step)):
-            return self.gone_on_after_full_disk()
+                alive = self.moves()
         assert self.process is not None
+        if wrong or not alive:
+            return self.ended_itself()
         if chance.random() < 0.5:
             self.process.send_signal(signal.SIGTERM)
             if self.ended(0, 75) == 0:
@@ -163,15 +157,20 @@ class World:
             self.done["kill -9"] += 1
         return True
 
-    def gone_on_after_full_disk(self) -> bool:
-        """The run ended by itself: with all done, or with a write that a full disk refused."""
-        if self.ended(0, 1) == 0:
-            return False
-        assert "the disk is full" in self.said() or "No space left" in self.said(), self.said()
-        return True
+    def moves(self) -> bool:
+        """Waits until the run tells of another step, be it one before after a rollback; False if it ended."""
+        step = self.told()
+        return self.until(lambda: self.told() != step)
 
-    def newest(self) -> int:
-        return max(self.saved(), default=0)
+    def ended_itself(self) -> bool:
+        """With a step that came out wrong, a write that a full disk refused, or (False) all done."""
+        code = self.ended(0, 1, 75)
+        if code == 75:
+            assert "gave other bits" in self.said(), self.said()
+            self.done["silent corruption"] += 1
+        elif code == 1:
+            assert "the disk is full" in self.said() or "No space left" in self.said(), self.said()
+        return code != 0
 
     def saved(self) -> list[int]:
         found = (self.folder / "checkpoints").glob("*")
