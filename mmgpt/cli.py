@@ -133,7 +133,7 @@ def _data_plan(args: list[str]) -> None:
 
 
 def _plan(args: list[str]) -> None:
-    usage = "mmgpt plan PRESET|FOLDER --topology v5p:8x8x4 [--key value ...] [--search [N]] [--json FILE]"
+    usage = "mmgpt plan PRESET|FOLDER --topology v5p:8x8x4 [--key value ...] [--search [N]] [--json FILE] [--html FILE]"
     if args and args[0] in ("-h", "--help"):
         sys.stdout.write(f"usage: {usage}   (`mmgpt plan PRESET --help` tells all keys)\n")
         return
@@ -157,6 +157,8 @@ def _plan(args: list[str]) -> None:
         and tell the best."""
         json: Path | None = None
         """Write the numbers."""
+        html: Path | None = None
+        """Write a page with pictures of memory, time and communication."""
 
     if "--search" in rest and not (*rest, "")[rest.index("--search") + 1].isdigit():
         rest.insert(rest.index("--search") + 1, "4")
@@ -167,10 +169,12 @@ def _plan(args: list[str]) -> None:
     plan_run(
         run,
         asked.topology,
+        name=name,
         slices=asked.slices,
         documents=asked.documents,
         search=asked.search,
         json_file=asked.json,
+        html=asked.html,
     )
 
 

@@ -1,4 +1,4 @@
-"""Pages about data: templates of this folder, in which all text is escaped, and how they write numbers."""
+"""Pages: templates in which all text is escaped, the frame that they fill, and how they write numbers."""
 
 import functools
 from pathlib import Path
@@ -6,16 +6,18 @@ from typing import Any
 
 import jinja2
 
+HERE = Path(__file__).parent
 
-def page(template: str, **values: Any) -> str:
-    """A template filled; a value that it is not given raises."""
-    return _environment().get_template(template).render(**values)
+
+def page(template: str, /, folder: Path = HERE, **values: Any) -> str:
+    """A template of `folder` filled; a value that it is not given raises."""
+    return _environment(folder).get_template(template).render(**values)
 
 
 @functools.cache
-def _environment() -> jinja2.Environment:
+def _environment(folder: Path) -> jinja2.Environment:
     made = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined
+        loader=jinja2.FileSystemLoader([folder, HERE]), autoescape=True, undefined=jinja2.StrictUndefined
     )
     made.filters |= {"percent": percent, "number": number}
     return made

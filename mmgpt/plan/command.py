@@ -10,13 +10,22 @@ from mmgpt.core.log import console, show, write_atomic
 from mmgpt.plan import report
 from mmgpt.plan.chips import chip_of, devices
 from mmgpt.plan.compiled import TooLarge, fitted
+from mmgpt.plan.page import plan_html
 from mmgpt.plan.report import Plan
 from mmgpt.plan.search import Candidate, candidates, promising
 from mmgpt.train.run import Run
 
 
 def plan_run(
-    run: Run, topology: str, *, slices: int, documents: str, search: int | None, json_file: Path | None
+    run: Run,
+    topology: str,
+    *,
+    name: str,
+    slices: int,
+    documents: str,
+    search: int | None,
+    json_file: Path | None,
+    html: Path | None,
 ) -> None:
     """Tells a plan, with `search` the best of so many. ConfigError where run, topology or mesh cannot be."""
     if search is not None:
@@ -29,6 +38,8 @@ def plan_run(
     report.tell(made)
     if json_file is not None:
         write_atomic(json_file, json.dumps(made.numbers(), indent=2) + "\n")
+    if html is not None:
+        write_atomic(html, plan_html(made, name))
 
 
 def _searched(run: Run, topology: str, slices: int, documents: str, count: int) -> Plan:

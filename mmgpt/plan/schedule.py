@@ -32,19 +32,34 @@ ISSUES = ("-start", "-update", "recv", "send")
 HOST = "S(5)"
 """How a type says that an array lies in the host's memory."""
 
+WAITING = "waiting for communication"
+
 KernelTime = Callable[[Instruction], float | None]
 """Seconds of a custom call, None where it is no kernel that is known."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Consecutive work of one kind: `begin` and `seconds` on the TensorCores, `what` it is, its `phase`."""
+    """One instruction's seconds: `row` is "cores", or the channel that carries a transfer.
+
+    `what` is the kind of work or of communication, `name` the instruction's or the line that asked for the latter.
+    """
 
     begin: float
     seconds: float
     what: str
     phase: str
     name: str
+    row: str = "cores"
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Turn:
+    """A turn of a loop, of which a step makes `times`; a loop inside it is one piece. Transfers may outlast it."""
+
+    times: float
+    seconds: float
+    pieces: tuple[Piece, ...]
 
 
 @dataclasses.dataclass
@@ -61,11 +76,29 @@ class Told:
     """Custom calls without any time, and how often they run."""
     largest: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
     """Seconds by instruction."""
+    by_part: dict[tuple[str, str], float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
+    """Seconds by phase and what; waiting has no phase."""
+    turns: dict[str, Turn] = dataclasses.field(default_factory=dict)
+    """A settled turn of each loop, by the name of its body."""
 
     @property
     def exposed(self) -> float:
         """Seconds of waiting for communication."""
-        return self.by_what["waiting for communication"]
+        return self.by_what[WAITING]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class _Within:
+    """Where an instruction is told: `times` in a step, `looped`, and among `pieces` from `at` on."""
+
+    told: Told
+    times: float = 1.0
+    looped: bool = False
+    at: float = 0.0
+    pieces: list[Piece] = dataclasses.field(default_factory=list)
+
+    def later(self, seconds: float) -> "_Within":
+        return dataclasses.replace(self, at=self.at + seconds)
 
 
 class Busy(NamedTuple):
@@ -106,52 +139,58 @@ class Schedule:
 
     def told(self) -> Told:
         told = Told()
-        told.seconds = self._run(self.program.entry, Busy(), 1.0, told, False)[0]
+        told.seconds = self._run(self.program.entry, Busy(), _Within(told=told))[0]
         return told
 
-    def _run(self, name: str, busy: Busy, times: float, told: Told, looped: bool) -> tuple[float, Busy]:
+    def _run(self, name: str, busy: Busy, within: _Within) -> tuple[float, Busy]:
         """Seconds of a computation that finds channels busy, and how it leaves them, seen from its end."""
         computation, now = self.program.computations[name], 0.0
         ends: dict[str, tuple[float, list[Collective]]] = {}
         for instruction in computation.values():
-            opcode = instruction.opcode
+            opcode, here = instruction.opcode, within.later(now)
             if opcode in ("while", "call", "conditional"):
-                spent, left = self._inner(instruction, busy.after(now), times, told, looped)
+                spent, left = self._inner(instruction, busy.after(now), here)
                 now += spent
                 busy = left.after(-now)
             elif opcode.endswith("-done") and instruction.operands[0] in ends:
-                now += self._waited(ends[instruction.operands[0]], now, times, told, looped)
+                end, begun = ends[instruction.operands[0]]
+                now += self._waited(end - now, begun, here)
             elif begun := self._begun(computation, instruction):
                 if not self._updated(computation, instruction):
                     busy, end = busy.with_(begun, now)
                     ends[instruction.name] = end, begun
+                    within.pieces.append(_carried(begun, within.at + end))
                     if not opcode.endswith(ISSUES) and opcode not in ISSUES:
-                        now += self._waited((end, begun), now, times, told, looped)
+                        now += self._waited(end - now, begun, here)
             else:
-                now += self._worked(instruction, times, told)
+                now += self._worked(instruction, here)
         return now, busy.after(now)
 
-    def _inner(
-        self, instruction: Instruction, busy: Busy, times: float, told: Told, looped: bool
-    ) -> tuple[float, Busy]:
+    def _inner(self, instruction: Instruction, busy: Busy, within: _Within) -> tuple[float, Busy]:
         """`_run` of what an instruction calls: a loop's turns, the longest branch, all that it calls."""
         if instruction.opcode == "conditional":
             branches = [c for key, c in instruction.calls.items() if key.startswith("branch")]
-            longest = max(branches, key=lambda c: self._run(c, Busy(), 0.0, Told(), looped)[0])
-            return self._run(longest, busy, times, told, looped)
+            longest = max(branches, key=lambda c: self._run(c, Busy(), _Within(told=Told(), times=0.0))[0])
+            return self._run(longest, busy, within)
         if instruction.opcode == "call":
             spent = 0.0
             for called in instruction.calls.values():
-                more, busy = self._run(called, busy, times, told, looped)
+                more, busy = self._run(called, busy, within.later(spent))
                 spent += more
             return spent, busy
         turns = trips(self.program.computations, instruction) or 1
-        body = instruction.calls["body"]
-        first, busy = self._run(body, busy, times, told, True)
-        if turns == 1:
-            return first, busy
-        each, busy = self._run(body, busy, times * (turns - 1), told, True)
-        return first + each * (turns - 1), busy
+        body, told, times = instruction.calls["body"], within.told, within.times
+        inside = _Within(told=told, times=times, looped=True)
+        each, busy = self._run(body, busy, inside)
+        seconds = each
+        if turns > 1:
+            inside = _Within(told=told, times=times * (turns - 1), looped=True)
+            each, busy = self._run(body, busy, inside)
+            seconds += each * (turns - 1)
+        before = told.turns[body].times if body in told.turns else 0.0  # in another turn of a loop around this one
+        told.turns[body] = Turn(times=before + times * turns, seconds=each, pieces=tuple(inside.pieces))
+        within.pieces.append(Piece(begin=within.at, seconds=seconds, what="a loop", phase="", name=instruction.name))
+        return seconds, busy
 
     def _begun(self, computation: Computation, instruction: Instruction) -> list[Collective]:
         """What an instruction issues; what the compiler put in is told by the line that made what it moves."""
@@ -214,24 +253,24 @@ class Schedule:
             i.opcode.endswith("-update") and instruction.name in i.operands[:1] for i in computation.values()
         ) and instruction.opcode.endswith("-start")
 
-    def _waited(
-        self, begun: tuple[float, list[Collective]], now: float, times: float, told: Told, looped: bool
-    ) -> float:
-        end, made = begun
-        wait = max(0.0, end - now)
-        told.by_what["waiting for communication"] += wait * times
+    def _waited(self, seconds: float, made: list[Collective], within: _Within) -> float:
+        told, times, wait = within.told, within.times, max(0.0, seconds)
+        told.by_what[WAITING] += wait * times
+        told.by_part["", WAITING] += wait * times
+        within.pieces.append(Piece(begin=within.at, seconds=wait, what=WAITING, phase="", name=""))
         whole = sum(c.seconds for c in made)
         for c in made:
             told.transfers.append((c, times, wait * (c.seconds / whole if whole else 0.0)))
-            told.in_loops.append(looped)
+            told.in_loops.append(within.looped)
         return wait
 
-    def _worked(self, instruction: Instruction, times: float, told: Told) -> float:
+    def _worked(self, instruction: Instruction, within: _Within) -> float:
+        told, times, name = within.told, within.times, instruction.name
         if instruction.opcode == "custom-call":
             seconds = self.kernels(instruction)
             if seconds is None:
                 if "tpu_custom_call" in instruction.line:
-                    told.unknown[instruction.name] += int(times)
+                    told.unknown[name] += int(times)
                 return 0.0
             what = "attention"
         elif instruction.opcode == "broadcast":
@@ -239,9 +278,12 @@ class Schedule:
         else:
             seconds = (instruction.cycles or 0) / self.chip.clock
             what = "products" if self._multiplies(instruction) else "other"
+        phase = phase_of(instruction.op_name)
         told.by_what[what] += seconds * times
-        told.by_phase[phase_of(instruction.op_name)] += seconds * times
-        told.largest[instruction.name] += seconds * times
+        told.by_phase[phase] += seconds * times
+        told.by_part[phase, what] += seconds * times
+        told.largest[name] += seconds * times
+        within.pieces.append(Piece(begin=within.at, seconds=seconds, what=what, phase=phase, name=name))
         return seconds
 
     def _multiplies(self, instruction: Instruction) -> bool:
@@ -254,6 +296,13 @@ class Schedule:
             inner = self.program.computations.get(called, {}).values()
             self._products[called] = any(self._multiplies(i) for i in inner)
         return self._products[called]
+
+
+def _carried(begun: list[Collective], end: float) -> Piece:
+    """Transfers that are issued together and end then."""
+    seconds, c = sum(c.seconds for c in begun), begun[0]
+    name = f"{c.source or c.op_name or c.name}"
+    return Piece(begin=end - seconds, seconds=seconds, what=c.kind, phase="", name=name, row=c.channel)
 
 
 def exposed_bytes(told: Told) -> tuple[float, float]:
