@@ -18,7 +18,7 @@ from pathlib import Path
 from mmgpt.train.run import Run
 from tests.soak.lives import HEARTBEAT, Life, as_undisturbed, begun, finish, is_saving, life, run_of, saved
 
-MOMENTS = ("start", "compile", "step", "save")
+MOMENTS = ("start", "step", "save", "compile", "step", "save", "step", "save")
 EACH = 10
 """Kills of one run before it may end."""
 GRACE = 3.0
@@ -32,7 +32,7 @@ def at(moment: str, alive: Life, chance: random.Random) -> bool:
         end = time.monotonic() + chance.uniform(0, 4)
         return alive.until(lambda: time.monotonic() > end)
     if moment == "compile":
-        reached = alive.until(lambda: "Compiling jit(step)" in alive.said() or "Compiling jit(update)" in alive.said())
+        reached = alive.until(lambda: "Compiling jit(step)" in alive.said())
         time.sleep(chance.uniform(0, 1.0))
         return reached
     first = saved(folder)
@@ -79,6 +79,7 @@ def one_run(run: Run, folder: Path, undisturbed: Path, kills: int, processes: st
             how = kill(alive, chance)
         inside = " in a save" if is_saving(folder) else ""
         done.append(f"{moment}{inside}, {count} process(es): {how}; saved {saved(folder)}")
+        print(done[-1], flush=True)
         if len(done) == kills:
             break
     finish(folder, 1 if processes == "1" else 2)
@@ -100,7 +101,6 @@ def soak(times: int, seed: int, processes: str, folder: Path, steps: int = STEPS
         name = folder / f"run-{runs}"
         new = one_run(run, name, undisturbed, min(EACH, times - len(found)), processes, chance)
         found += new
-        print("\n".join(new))
         print(f"{name.name}: {len(new)} kills, ended as undisturbed, {time.monotonic() - begin:.0f} s", flush=True)
     return found
 

@@ -27,7 +27,7 @@ PATIENCE = 600
 def run_of(folder: Path, steps: int, **changes: object) -> Run:
     """A small run whose data lie in a folder, and whose processes notice each other's loss soon."""
     folder.mkdir(parents=True)
-    run = tiny.run(folder, steps=steps, evaluate_every=10, save_every=3)
+    run = tiny.run(folder, steps=steps, evaluate_every=20, save_every=3)
     return run.replace(hosts=run.hosts.replace(heartbeat=HEARTBEAT), **changes)
 
 
