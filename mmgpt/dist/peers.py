@@ -186,26 +186,30 @@ def _is_of_the_runtime(error: BaseException | None) -> bool:
 def _watch() -> None:
     """Ends this process when another is lost, until all part."""
     mine, everyone = _peers, set(range(count()))
+    first: dict[int, int] = {}
     while True:
         try:
-            alive = set(client().get_live_nodes(sorted(everyone)))
-        except Exception:
-            alive = everyone - {0}
+            found = client().get_live_nodes(sorted(everyone))
+        except Exception:  # the service is gone, and process 0 with it
+            found = {}
+        first = first or found
+        # One that was started again beside its others knows nothing of them: it has another number.
+        alive = {number for number in found if found[number] == first.get(number)}
         if alive != everyone:
-            _lost(everyone - alive)
+            _lost(everyone - alive if found else {0})
         if alive == {0}:
             mine.alone.set()
-        if mine.parted.is_set() and (index() != 0 or mine.alone.is_set()) or mine.failed:
+        if mine.parted.is_set() and (index() != 0 or mine.alone.is_set()) or (mine.leaving and mine.failed):
             return
         time.sleep(POLL)
 
 
 def _lost(who: set[int]) -> None:
     """Ends this process, unless it is about to end anyway."""
-    if _peers.leaving and _peers.parted.wait(PATIENCE / 2):
-        return
-    if _peers.failed:
+    if _peers.failed and not _peers.leaving:
         time.sleep(PATIENCE)  # it tells its own error, and has its own code
+    if _peers.leaving and (_peers.failed or _peers.parted.wait(PATIENCE / 2)):
+        return
     names = " and ".join(f"process {number}" for number in sorted(who))
     end(
         REQUEUE,
