@@ -36,12 +36,13 @@ def at(moment: str, alive: Life, chance: random.Random) -> bool:
         time.sleep(chance.uniform(0, 1.0))
         return reached
     first = saved(folder)
-    step = first + chance.randrange(1, 6)
-    reached = alive.until(lambda: alive.told() >= step)
     if moment == "save":
-        reached = alive.until(lambda: is_saving(folder))
+        reached = alive.until(lambda: alive.told() > first and is_saving(folder))
         time.sleep(chance.uniform(0, 0.03))
-    return reached
+        return reached
+    reached = alive.until(lambda: saved(folder) > first)  # a life that gets somewhere
+    step = alive.told() + chance.randrange(3)
+    return reached and alive.until(lambda: alive.told() >= step)
 
 
 def kill(alive: Life, chance: random.Random) -> str:
