@@ -25,7 +25,7 @@ def _run(sizes: dict[str, int], *, rows: int, length: int = 8192, mesh: Mesh.Con
         model=Decoder.Config(
             vocab=vocab, **sizes, head_dim=128, rope_theta=5e5, qk_norm="none", dtype="bfloat16", **more
         ),
-        objective=NextToken.Config(z_loss=0.0),
+        objective=NextToken.Config(vocab=vocab, z_loss=0.0),
         data=PackedRows.Config(sources=(), row_length=length, batch_rows=rows),
         optimizer=Optimizer.Config(),
         mesh=mesh,
@@ -68,8 +68,3 @@ def llama2_70b_v5p_256() -> Run:
     """Llama 2 70B, 4 rows of 4,096 a chip on v5p:4x8x8; measured: 692 tokens a second and chip, 65.4 %."""
     mesh = Mesh.Config(replica=4, fsdp=64)
     return _run(LLAMA_70B, rows=1024, length=4096, mesh=mesh, vocab=32_768, remat="projections")
-
-
-def llama2_70b_v5e_256() -> Run:
-    """Llama 2 70B, 2 rows of 2,048 a chip on v5e:16x16; measured: 57 %."""
-    return _run(LLAMA_70B, rows=512, length=2048, mesh=Mesh.Config(fsdp=256), vocab=32_768, remat="full")
