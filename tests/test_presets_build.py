@@ -123,7 +123,13 @@ def test_the_number_of_fields_is_reviewed() -> None:
 
 
 READERS = {
-    "mmgpt.train.run:Run": ("mmgpt.train.run", "mmgpt.train.loop", "mmgpt.train.held_out", "mmgpt.cli"),
+    "mmgpt.train.run:Run": (
+        "mmgpt.train.run",
+        "mmgpt.train.loop",
+        "mmgpt.train.held_out",
+        "mmgpt.train.life",
+        "mmgpt.cli",
+    ),
     "mmgpt.train.spikes:Spikes.Config": ("mmgpt.train.spikes", "mmgpt.train.rollback"),
     "mmgpt.data.mixture:Change": ("mmgpt.data.loader",),
     "mmgpt.data.loader:RowsConfig": ("mmgpt.train.run",),

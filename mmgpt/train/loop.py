@@ -3,9 +3,7 @@
 import contextlib
 import dataclasses
 import functools
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import jax
 
@@ -14,21 +12,19 @@ from mmgpt.data.loader import Rows
 from mmgpt.dist import axes as rules
 from mmgpt.dist import hosts
 from mmgpt.train import goodput, replay
-from mmgpt.train.checkpoint import CheckpointError, Checkpoints
+from mmgpt.train.checkpoint import CheckpointError
 from mmgpt.train.feed import feed
 from mmgpt.train.goodput import Clock, Rates
 from mmgpt.train.held_out import HeldOut
+from mmgpt.train.life import Hook, Life
 from mmgpt.train.rollback import go_back
-from mmgpt.train.run import Built, Opened, Run, alone, build, build_rows, changes, claim
+from mmgpt.train.run import Run, alone, build, build_rows, changes, claim
 from mmgpt.train.skips import Skips
 from mmgpt.train.speed import matmul_peak, speed, tell
-from mmgpt.train.spikes import Spike, Spikes
+from mmgpt.train.spikes import Spike
 from mmgpt.train.start import start
 from mmgpt.train.state import State
 from mmgpt.train.step import make_step, place
-
-Hook = Callable[[Opened, Metrics], None]
-"""Called with the model as it is: draws samples, scores tasks, writes it in another format."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,24 +33,6 @@ class Outcome:
 
     step: int
     preempted: bool
-
-
-@dataclasses.dataclass
-class Life:
-    """What a process trains with; a rollback changes `skips` and `spikes`."""
-
-    built: Built
-    run_dir: Path
-    checkpoints: Checkpoints
-    metrics: Metrics
-    clock: Clock
-    step: replay.Step
-    skips: Skips
-    spikes: Spikes
-    hook: Hook | None
-    export: Hook | None
-    owed: bool = False
-    """Whether what follows the last step is still to be done: a run that is stopped before does it when it goes on."""
 
 
 def train(run: Run, run_dir: Path, hook: Hook | None = None, export: Hook | None = None) -> Outcome:
@@ -83,12 +61,12 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None, export: Hook | None
         life = Life(built, run_dir, checkpoints, metrics, clock, step, skips, run.spikes.build(), hook, export)
         again = False
         while True:
-            try:
-                with hosts.stoppable(), hosts.watched():
+            with hosts.stoppable(), hosts.watched():
+                try:
                     return _from_the_newest(life, going_on, again)
-            except Spike as spike:
-                life.skips = go_back(spike, life.skips, run, checkpoints, run_dir)
-                going_on = again = True
+                except Spike as spike:  # in here: what passes `watched` is a failure of this process
+                    life.skips = go_back(spike, life.skips, run, checkpoints, run_dir)
+                    going_on = again = True
 
 
 def _from_the_newest(life: Life, going_on: bool, again: bool) -> Outcome:
@@ -119,9 +97,9 @@ def _steps(life: Life, rows: Rows, state: State, first: int, owed: bool) -> Outc
     batches = feed(rows, life.skips, first, share)
     every = run.replay_every if run.replay_every is not None and replay.possible() else run.steps + 1
     if owed:
-        _follow(life, held_out, first, state)
+        life.follow(held_out, first, state)
         if first == run.steps:  # or each further start would do so again
-            _save(life, first, state, checkpoints.save)
+            life.save(first, state, checkpoints.save)
     peak = matmul_peak()
     clock.to("compile")
     rates, compiled, done, preempted = Rates(clock), clock.seconds()["compile"], first, False
@@ -152,16 +130,16 @@ def _steps(life: Life, rows: Rows, state: State, first: int, owed: bool) -> Outc
             if hosts.is_lead():
                 tell(done, run.steps, figures)
         life.owed = True
-        preempted = hosts.preempted(done, functools.partial(_save, life, done, state, checkpoints.save_last))
+        preempted = hosts.preempted(done, functools.partial(life.save, done, state, checkpoints.save_last))
         if preempted:  # before anything else: there may be seconds left
-            _save(life, done, state, checkpoints.save)
+            life.save(done, state, checkpoints.save)
             break
-        if _follow(life, held_out, done, state):
+        if life.follow(held_out, done, state):
             peak = matmul_peak()  # measured again: a shared machine's speed drifts
         if checkpoints.is_local(done):
-            _save(life, done, state, checkpoints.save_local)
+            life.save(done, state, checkpoints.save_local)
         if done % run.save_every == 0 or done == run.steps:
-            _save(life, done, state, checkpoints.save)
+            life.save(done, state, checkpoints.save)
     clock.to("save")
     if not checkpoints.wait():
         raise CheckpointError(
@@ -173,33 +151,3 @@ def _steps(life: Life, rows: Rows, state: State, first: int, owed: bool) -> Outc
     if hosts.is_lead():
         clock.tell()
     return Outcome(done, preempted)
-
-
-def _follow(life: Life, held_out: HeldOut, done: int, state: State) -> bool:
-    """Evaluates and exports after a step where that is due; whether it took time."""
-    run, evaluates = life.built.run, done % life.built.run.evaluate_every == 0 or done == life.built.run.steps
-    if evaluates:
-        jax.block_until_ready(state)
-        life.clock.to("evaluate")
-        opened = _opened(life.built, done, state)
-        life.metrics.write(done, held_out(opened), "held_out")
-        if life.hook is not None and hosts.process_count() == 1:  # it computes on its own, which one of many cannot
-            life.hook(opened, life.metrics)
-        life.clock.to("steps")
-    if life.export is not None and run.export_every and done % run.export_every == 0:
-        life.export(_opened(life.built, done, state), life.metrics)
-    life.owed = False
-    return evaluates
-
-
-def _save(life: Life, done: int, state: State, to: Callable[..., Any]) -> Any:
-    memory = life.spikes.memory()  # waits for the steps
-    life.clock.to("save")
-    meta = {"steps": life.built.run.steps, "spikes": memory, "seconds": life.clock.seconds(), "owed": life.owed}
-    done_well = to(done, state, life.skips.row(done), meta)
-    life.clock.to("steps")
-    return done_well
-
-
-def _opened(built: Built, done: int, state: State) -> Opened:
-    return Opened(built, done, state["params"] if built.run.ema is None else state["ema"], state["variables"])

@@ -2,7 +2,11 @@
 
 import itertools
 import json
+import os
 import shutil
+import socket
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +28,7 @@ from mmgpt.train.skips import NAME, Skips
 from mmgpt.train.spikes import Spikes
 from tests import tiny
 from tests.train.poison import make_step
-from tests.train.test_loop import arrays, lines
+from tests.train.test_loop import ROOT, arrays, lines, prepared
 
 STEPS = 16
 
@@ -184,3 +188,40 @@ def test_a_step_that_comes_out_wrong_is_found_and_not_saved(
     assert json.loads((folder / CORRUPTION).read_text())["step"] == 5
     trained(run, folder, monkeypatch, nan=batches(9, 12))
     assert same(folder, healed, made)
+
+
+@pytest.mark.slow
+@pytest.mark.multiproc
+def test_two_processes_go_back_together_and_find_what_one_of_them_computes_wrongly(made: Run, tmp_path: Path) -> None:
+    run = made.replace(replay_every=4)
+    poison = {"nan": batches(9, 12), "spike": [], "pause": 0.0}
+
+    def lived(folder: Path, processes: int, wrong: dict[int, int]) -> list[tuple[int, str]]:
+        """Exit codes and words of the processes; `wrong` is by process the replay that goes wrong there."""
+        told = os.environ | {"JAX_PLATFORMS": "cpu", "JAX_NUM_PROCESSES": str(processes)}
+        told["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={2 // processes}"
+        if processes > 1:
+            with socket.socket() as probe:
+                probe.bind(("127.0.0.1", 0))
+                told["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{probe.getsockname()[1]}"
+        started = []
+        for index in range(processes):
+            faults = json.dumps(poison | {"wrong": wrong.get(index, 0)})
+            command = [sys.executable, "-m", "tests.soak.trainer", faults, str(folder)]
+            mine = told | {"JAX_PROCESS_ID": str(index)}
+            started.append(subprocess.Popen(command, cwd=ROOT, env=mine, stderr=subprocess.PIPE, text=True))
+        said = [process.communicate(timeout=600)[1] for process in started]
+        return [(process.returncode, words) for process, words in zip(started, said, strict=True)]
+
+    one, two = prepared(run, tmp_path / "one"), prepared(run, tmp_path / "two")
+    assert lived(one, 1, {})[0][0] == 0
+    for code, said in lived(two, 2, {1: 2}):
+        assert code == 75 and "step 8 gave other bits" in said, said[-3000:]
+    assert json.loads((two / CORRUPTION).read_text())["step"] == 8
+    assert [code for code, _ in lived(two, 2, {})] == [0, 0]
+    for folder in (one, two):
+        (skip,) = Skips.load(folder, 8).found
+        assert (skip.first_row, skip.stop_row) == (56, 96)
+    losses = [[line["loss"] for line in lines(folder, "train").values()] for folder in (one, two)]
+    assert len(losses[0]) == STEPS
+    np.testing.assert_allclose(losses[1], losses[0], atol=1e-5)
