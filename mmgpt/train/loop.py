@@ -64,9 +64,13 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None, export: Hook | None
             with hosts.stoppable(), hosts.watched():
                 try:
                     return _from_the_newest(life, going_on, again)
-                except Spike as spike:  # in here: what passes `watched` is a failure of this process
-                    life.skips = go_back(spike, life.skips, run, checkpoints, run_dir)
-                    going_on = again = True
+                except (Spike, replay.Corruption) as e:
+                    met = e.with_traceback(None)  # whose frames hold the state, of which there may be room for one
+            # Out here: what passes `watched` is taken for a failure of this process alone, and this is met by all.
+            if not isinstance(met, Spike):
+                raise met
+            life.skips = go_back(met, life.skips, run, checkpoints, run_dir)
+            going_on = again = True
 
 
 def _from_the_newest(life: Life, going_on: bool, again: bool) -> Outcome:
