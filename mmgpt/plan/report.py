@@ -142,7 +142,8 @@ def _ill_laid(found: Compiled) -> list[str]:
     said = []
     for weight in found.weights:
         matrix = weight.part[-2:]
-        if len(weight.part) < 2 or weight.bytes < LARGE:
+        gain = weight.name.rpartition("/")[2].split("_")[-1] in ("scale", "bias")  # stacked ones look like matrices
+        if gain or len(weight.part) < 2 or weight.bytes < LARGE:
             continue
         if mesh["fsdp"] > 1 and weight.part == weight.shape:
             said.append(f"{weight.name}: {weight.bytes / 1e6:.0f} MB lie whole on every device; no dimension divides.")

@@ -35,5 +35,6 @@ def test_it_warns(plan: Any, said: str) -> None:
 
 def test_it_is_quiet_where_all_is_well() -> None:
     small, gain = Weight("s", (128, 128), (128, 128), 1 << 16), Weight("g", (1 << 20,), (1 << 20,), 4 << 20)
-    assert _ill_laid(found(GOOD, small, gain, used=4096)) == []
+    stacked = Weight("stack/stacked/norm/scale", (80, 8192), (80, 8192), 3 << 20)
+    assert _ill_laid(found(GOOD, small, gain, stacked, used=4096)) == []
     assert _ill_laid(found(Weight("w", (1023, 4097), (1023, 4097), 16 << 20), fsdp=1)) == []
