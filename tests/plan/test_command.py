@@ -25,6 +25,10 @@ SMALL += ["data.row_length=2048", "data.batch_rows=8", "mesh.fsdp=4", "mesh.repl
             ["emu3_0_1b", "--topology", "v5p:2x2x1", *SMALL, "mesh.fsdp=8", "--slices", "2"],
             "--mesh.replica to a multiple of 2",
         ),
+        (
+            ["mistral_7b_v6e_8", "--topology", "v5p:2x2x1", "model.vocab=4096"],
+            "objective.vocab is 32768, and the model",
+        ),
         (["quickstart_vision", "--topology", "v5p:2x2x1"], "a plan is of a decoder"),
         (["quickstart", "--topology", "v5p:2x2x1"], "runs a recipe"),
         ([], "mmgpt plan PRESET|FOLDER --topology"),
