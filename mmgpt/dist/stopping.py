@@ -102,6 +102,7 @@ def begin_step() -> None:
     with _stop.changed:
         _stop.changed.wait_for(lambda: _stop.moves_on() and _stop.after != _stop.polls)
         _stop.rests = _stop.rests and _stop.save is None
+        _stop.save = None  # it holds the state
 
 
 def asked(save: Save | None = None) -> bool:
