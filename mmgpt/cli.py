@@ -332,7 +332,7 @@ def _bench_generate(args: list[str]) -> None:
 
 
 def _bench_plan(args: list[str]) -> None:
-    from mmgpt.evaluate.bench_plan import bench_plan
+    from mmgpt.bench_plan import bench_plan
 
     return _parse(bench_plan, args, "bench plan")
 

@@ -66,7 +66,7 @@ def fitted(run: Run) -> Run:
         objective = objective.replace(vocab=run.model.vocab)  # padded rows or not: the program is as large
     if isinstance(objective, NextToken.Config) and objective.vocab > run.model.vocab:
         raise ConfigError(
-            f"objective.vocab is {objective.vocab}, and the model has {run.model.vocab} rows: give --model.vocab as many."
+            f"objective.vocab is {objective.vocab}, and the model has {run.model.vocab} rows; give it as many."
         )
     return run.replace(objective=objective)
 

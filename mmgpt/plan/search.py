@@ -163,7 +163,7 @@ def _guess(
     weights = 3 * over("fsdp", 2 * layer / tensor) + 2 * over("replica", 4 * layer / tensor / fsdp) / n
     activations = (8 * over("tensor", 2 * tokens * D) + 4 * over("context", 4 * rows * T * G / tensor)) * model.layers
     hidden = (dense + scores) / model.layers
-    if links["fsdp"][1] > 2:  # the compiler makes a gather over three dimensions an all-reduce, and waits for it
+    if links["fsdp"][1] > 2 and chip.whole == 1:  # such a gather becomes an all-reduce that is waited for; not on v7x
         weights, hidden = 2 * weights, 0.0
     exposed = max(0.0, weights - hidden) + DISTURBED * weights
     seconds = n * (dense + scores + activations + model.layers * exposed)
