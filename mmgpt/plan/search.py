@@ -39,6 +39,8 @@ MOVED = 40
 POLICIES: tuple[Remat, ...] = ("matmuls", "projections", "attention", "full", "offload")
 DISTURBED = 0.02
 """Of the time of transfers that hide, what they cost the work beside them."""
+HOST = 128 * 2**30
+"""Bytes of its host's memory that a chip's program may take, by the compiler."""
 FULLEST = 0.95
 """Share of a chip's memory that an estimate may fill; the compiler has the last word."""
 
@@ -181,6 +183,8 @@ def _memory(run: Run, tokens: float, ways: int, per_parameter: float, parameters
     kept = {"full": D, "attention": D + H / tensor, "offload": 0}
     kept["projections"] = kept["attention"] + D + (H + 2 * G) / tensor
     kept["matmuls"] = kept["projections"] + 2 * F / tensor
+    if model.remat == "offload" and 2 * tokens * model.layers * kept["attention"] > HOST:
+        return math.inf
     working = 8 * D + 6 * F / tensor + 4 * (H + G) / tensor
     layer = (D * 2 * (H + G) + 3 * D * F) / tensor
     loss = D * model.vocab / tensor * (4 + 2) + min(objective.chunk_bytes, 4 * tokens * model.vocab / tensor) * 2
