@@ -1,6 +1,7 @@
 """The attention layer: projections, positions, the key-value cache, and the kernel on each device's shard."""
 
 import dataclasses
+import functools
 import math
 from typing import Any, Literal
 
@@ -12,11 +13,12 @@ from jax.ad_checkpoint import checkpoint_name
 from mmgpt.core.stream import Visibility
 from mmgpt.dist import axes as rules
 from mmgpt.kernels.attention import api, balance
-from mmgpt.kernels.attention.logits import merged
+from mmgpt.kernels.attention.logits import LOG2E, merged
 from mmgpt.kernels.attention.plan import Plan
 from mmgpt.kernels.attention.ring import Ring
+from mmgpt.kernels.heads import served, turned
 from mmgpt.nn.layers import HeadNorm, RMSNorm, Turn, made_once, rotary
-from mmgpt.nn.param import act, einsum, normal, param
+from mmgpt.nn.param import act, einsum, normal, param, use
 
 QKNorm = Literal["none", "rms", "layer"]
 """What queries and keys go through before they turn: nothing, an RMSNorm, or Chameleon's LayerNorm of each head."""
@@ -99,13 +101,22 @@ class Attention(nnx.Module):
         """
         x_BTD = made_once(x_BTD)
         q, k, v = (
-            self._heads(x_BTD, w, name) for w, name in ((self.q, "heads"), (self.k, "kv_heads"), (self.v, "kv_heads"))
+            checkpoint_name(einsum("btd,dh->bth", x_BTD, w, f"batch seq {heads}"), "projections")
+            for w, heads in ((self.q, "heads"), (self.k, "kv_heads"), (self.v, "kv_heads"))
         )
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
-        q, k = rotary(q, turns[0]), rotary(k, turns[1])
+        v, scale = self._heads(v, "kv_heads"), self.head_dim**-0.5
+        if cache is None and served(self.head_dim) and not isinstance(self.q_norm, HeadNorm):
+            # Queries come multiplied as attention's kernel wants them, which then has nothing to do to them.
+            q = self._turned(q, "heads", turns[0], self.q_norm, scale * LOG2E)
+            k = self._turned(k, "kv_heads", turns[1], self.k_norm)
+            scale = 1.0 / LOG2E
+        else:
+            q, k = self._heads(q, "heads"), self._heads(k, "kv_heads")
+            if self.q_norm is not None and self.k_norm is not None:
+                q, k = self.q_norm(q), self.k_norm(k)
+            q, k = rotary(q, turns[0]), rotary(k, turns[1])
         if cache is None:
-            out, _ = _sharded(q, k, v, visibility, self.dropout, key, self._logit_bound())
+            out, _ = _sharded(q, k, v, visibility, self.dropout, key, self._logit_bound(), scale)
         else:
             assert slot is not None
             k, v = (new.astype(old.dtype) for new, old in ((k, cache.k), (v, cache.v)))
@@ -113,10 +124,18 @@ class Attention(nnx.Module):
         out = jnp.reshape(out, (*out.shape[:2], -1), out_sharding=rules.spec("batch seq heads", rules.ACT))
         return einsum("bth,hd->btd", out, self.out, "batch seq embed"), cache
 
-    def _heads(self, x_BTD: jax.Array, w: Any, heads: str) -> jax.Array:
-        x_BTH = checkpoint_name(einsum("btd,dh->bth", x_BTD, w, f"batch seq {heads}"), "projections")
+    def _heads(self, x_BTH: jax.Array, heads: str) -> jax.Array:
         shape = (*x_BTH.shape[:2], -1, self.head_dim)
         return jnp.reshape(x_BTH, shape, out_sharding=rules.spec(f"batch seq {heads} head_dim", rules.ACT))
+
+    def _turned(self, x_BTH: jax.Array, heads: str, by: Turn, norm: Any, factor: float = 1.0) -> jax.Array:
+        """As `_heads`, normed (an RMSNorm or None), turned and multiplied: by a TPU's kernel, on each device's part."""
+        gain, epsilon = (None, 0.0) if norm is None else (use(norm.scale), norm.epsilon)
+        local = functools.partial(turned, head_dim=self.head_dim, factor=factor, epsilon=epsilon)
+        axes = f"batch seq {heads}", "batch seq head_dim", "", f"batch seq {heads} head_dim"
+        x, positions, whole, out = (rules.spec(a, rules.ACT) for a in axes)
+        specs = x, positions, None if gain is None else whole
+        return jax.shard_map(local, in_specs=specs, out_specs=out, check_vma=False)(x_BTH, by.both, gain)
 
     def _logit_bound(self) -> jax.Array | None:
         """What no logit can pass: gains bound the lengths of normed queries and keys, and turning keeps them."""
@@ -244,6 +263,7 @@ def _sharded(
     dropout: float,
     key: jax.Array | None,
     logit_bound: jax.Array | None = None,
+    scale: float | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """The kernel on each device's own queries and heads; keys and values are gathered, or go round a ring.
 
@@ -263,7 +283,7 @@ def _sharded(
         if key is not None:  # each device's part of the output draws its own
             for axis in jax.tree.leaves(tuple(q_spec)):
                 key = jax.random.fold_in(key, jax.lax.axis_index(axis))
-        return api.attention(q, k, v, visibility, dropout=dropout, key=key, logit_bound=bound)
+        return api.attention(q, k, v, visibility, scale=scale, dropout=dropout, key=key, logit_bound=bound)
 
     key = key if dropout > 0.0 else None
     bound = logit_bound if by_blocks else None

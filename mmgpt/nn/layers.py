@@ -120,10 +120,19 @@ class RopeScaling(Config):
 
 
 class Turn(NamedTuple):
-    """Cosines and sines `[B, T, 1, K / 2] float32` by which the pairs of a head turn at each position."""
+    """By what the pairs of a head turn at each position: cosines, then sines, `[B, T, K] float32`."""
 
-    cos: jax.Array
-    sin: jax.Array
+    both: jax.Array
+
+    @property
+    def cos(self) -> jax.Array:
+        """`[B, T, 1, K / 2]`."""
+        return self.both[:, :, None, : self.both.shape[-1] // 2]
+
+    @property
+    def sin(self) -> jax.Array:
+        """`[B, T, 1, K / 2]`."""
+        return self.both[:, :, None, self.both.shape[-1] // 2 :]
 
 
 def turn(
@@ -139,13 +148,13 @@ def turn(
     `position [B, T, 3]`: the last `2 * grid` of a half's frequencies turn with the row and column in the picture
     (multimodal RoPE, arXiv 2409.12191), the others with the number in the document.
     """
-    position = position_BTA[:, :, None, :].astype(jnp.float32)
+    position = position_BTA.astype(jnp.float32)
     frequency = _frequencies(head_dim // 2 - 2 * grid, theta)
     angles = [position[..., :1] * (frequency if scaling is None else scaling.scaled(frequency))]
     if grid:
         angles += [position[..., axis : axis + 1] * _frequencies(grid, grid_theta) for axis in (1, 2)]
     angle = jnp.concatenate(angles, axis=-1)
-    return Turn(*made_once((jnp.cos(angle), jnp.sin(angle))))
+    return Turn(made_once(jnp.concatenate([jnp.cos(angle), jnp.sin(angle)], axis=-1)))
 
 
 def rotary(x_BTHK: jax.Array, by: Turn) -> jax.Array:
@@ -157,7 +166,7 @@ def rotary(x_BTHK: jax.Array, by: Turn) -> jax.Array:
 
 
 def _frequencies(count: int, theta: float) -> jax.Array:
-    return (theta ** (-jnp.arange(count, dtype=jnp.float32) / count))[None, None, None, :]
+    return (theta ** (-jnp.arange(count, dtype=jnp.float32) / count))[None, None, :]
 
 
 def dropout(x_BTD: jax.Array, rate: float, key: jax.Array | None) -> jax.Array:

@@ -15,7 +15,7 @@ from mmgpt.plan.attention_time import Attention, attention
 from mmgpt.plan.chips import Chip, chip_of, devices
 from mmgpt.plan.collectives import Torus
 from mmgpt.plan.compiled import Compiled, compiled, fitted
-from mmgpt.plan.hlo import Instruction
+from mmgpt.plan.hlo import Instruction, size_of_result
 from mmgpt.plan.schedule import Schedule, Told, by_source, exposed_bytes
 from mmgpt.train.run import Run
 
@@ -91,12 +91,17 @@ def plan(run: Run, topology: str, *, documents: str = "one", slices: int = 1) ->
     rows = data.batch_rows // (shards["replica"] * shards["fsdp"] * run.microbatches)
     kernels = attention(model, chip, length=data.row_length, rows=rows, kind=documents, shards=shards)
 
+    made = {i.name: i for computation in found.program.computations.values() for i in computation.values()}
+
     def seconds(instruction: Instruction) -> float | None:
         if "tpu_custom_call" not in instruction.line:
             return None
         for name, value in (("attention_forward", kernels.forward), ("attention_backward", kernels.backward)):
             if name in instruction.name:
                 return value
+        if "heads_forward" in instruction.name or "heads_backward" in instruction.name:
+            moved = [instruction, *(made[name] for name in instruction.operands)]
+            return sum(size_of_result(i) for i in moved) / chip.bandwidth
         return None
 
     torus = Torus(chip, list(found.mesh.devices.flat))

@@ -9,6 +9,7 @@ communication. A loop is timed in its second turn, since its first finds idle ch
 Cycles are the compiler's own estimates, with these corrections, and no others:
 
 - attention kernels have no estimate: their time comes from their schedules and the blocks visited (`attention.py`);
+- nor has the kernel that norms and turns heads: its time is that of moving its bytes;
 - an array filled with one number is timed by its bytes and the memory's bandwidth: the compiler's estimate is ten times
   that;
 - transfers are timed by bytes and links (`collectives.py`); gathers of rows that run on the SparseCores by bytes and
@@ -272,7 +273,7 @@ class Schedule:
                 if "tpu_custom_call" in instruction.line:
                     told.unknown[name] += int(times)
                 return 0.0
-            what = "attention"
+            what = "heads" if "heads_" in instruction.name else "attention"
         elif instruction.opcode == "broadcast":
             seconds, what = size_of_result(instruction) / self.chip.bandwidth, "filling arrays"
         else:

@@ -98,7 +98,7 @@ def test_no_logit_passes_the_bound(kind: attention.QKNorm, monkeypatch: pytest.M
     """With gains and biases of any size, and queries and keys that point the same way."""
     seen = {}
 
-    def spy(q, k, v, visibility, dropout, key, logit_bound):
+    def spy(q, k, v, visibility, dropout, key, logit_bound, scale):
         seen["logits"] = jnp.einsum("bthk,bshk->bhts", q, k) * q.shape[-1] ** -0.5
         seen["bound"] = logit_bound
         return q, None
@@ -114,6 +114,6 @@ def test_no_logit_passes_the_bound(kind: attention.QKNorm, monkeypatch: pytest.M
                 gain[...] = jnp.asarray(rng.uniform(-3, 3, gain.shape), jnp.float32)
         layer.k[...] = layer.q[...]
         x = jnp.asarray(rng.standard_normal((1, 64, 64)), jnp.float32)
-        turn = attention.Turn(jnp.ones((1, 64, 1, 8)), jnp.zeros((1, 64, 1, 8)))
+        turn = attention.Turn(jnp.concatenate([jnp.ones((1, 64, 8)), jnp.zeros((1, 64, 8))], axis=-1))
         layer(x, (turn, turn), None)
     assert float(jnp.max(jnp.abs(seen["logits"]))) <= float(seen["bound"])
