@@ -44,7 +44,7 @@ def program(shape: tuple[Any, ...], mesh: jax.sharding.Mesh) -> str:
     with jax.set_mesh(mesh):
         grad = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2, 3)))
         traced = grad.trace(*arrays, of(jnp.float32, B, T, K), seen)
-        return traced.lower(lowering_platforms=("tpu",)).compile().as_text()
+        return traced.lower(lowering_platforms=("tpu",)).compile().as_text() or ""
 
 
 def copied(text: str, size: int) -> list[str]:
@@ -54,7 +54,7 @@ def copied(text: str, size: int) -> list[str]:
     attention = next(i for i in entry.values() if i.opcode == "custom-call" and "attention_forward" in i.name)
     between = []
     for name in attention.operands:
-        while entry[name].opcode in ("bitcast", "get-tuple-element"):
+        while entry[name].opcode in ("bitcast", "get-tuple-element", "copy-start", "copy-done"):  # to VMEM, ahead
             name = entry[name].operands[0]
         maker = entry[name]
         if hlo.size(maker.type) >= size and "heads_forward" not in maker.name:
