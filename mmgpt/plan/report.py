@@ -80,13 +80,18 @@ class Plan:
         }
 
 
-def plan(run: Run, topology: str, *, documents: str = "one", slices: int = 1) -> Plan:
-    """Compiles a run's step for a topology and times it. TooLarge where it does not fit, ConfigError on the rest."""
+def plan(
+    run: Run, topology: str, *, documents: str = "one", slices: int = 1, options: dict[str, str] | None = None
+) -> Plan:
+    """Compiles a run's step for a topology and times it; `options` are for the compiler, before those of the chip.
+
+    TooLarge where it does not fit, ConfigError on the rest.
+    """
     chip, run = chip_of(topology), fitted(run)
     model, data = run.model, run.data
     assert isinstance(model, Decoder.Config) and isinstance(data, PackedRows.Config)
     packed(data.row_length, documents)  # a kind that is not there is told before minutes of compiling
-    found = compiled(run, devices(topology, slices), chip)
+    found = compiled(run, devices(topology, slices), chip, options)
     shards = dict(found.mesh.shape)
     rows = data.batch_rows // (shards["replica"] * shards["fsdp"] * run.microbatches)
     kernels = attention(model, chip, length=data.row_length, rows=rows, kind=documents, shards=shards)

@@ -45,7 +45,7 @@ def test_a_search_compiles_what_is_promising_and_tells_the_best(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "plan.json"
-    assert cli.main(["plan", "emu3_0_1b", "--topology", "v5p:2x2x1", *SMALL, "--search", "2", "--json", str(path)]) == 0
+    assert cli.main(["plan", "emu3_0_1b", "--topology", "v5p:2x2x1", *SMALL, "--search", "1", "--json", str(path)]) == 0
     captured = capsys.readouterr()
     told = captured.out + captured.err
     best = json.loads(path.read_text())

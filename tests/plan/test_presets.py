@@ -29,6 +29,8 @@ PLANS = {
     "emu3_5_34b": "v5p:8x8x8",
 }
 """The topology that each preset's docstring plans."""
+QUICK = {"xla_tpu_scoped_vmem_limit_kib": "16384"}
+"""With the compiler's own windows for products it needs a third of the time: steps are some 5 % slower than planned."""
 MARGINS = {"step_seconds": 0.01, "memory_total": 0.01, "useful_flops_a_step": 1e-9}
 """Relative; what is not here is equal."""
 
@@ -57,7 +59,7 @@ def test_the_plan_is_as_it_was(name: str) -> None:
     golden = {} if WRITE else json.loads(path.read_text())
     if not WRITE and golden["libtpu"] != libtpu:
         pytest.skip(f"the plans that are held are of libtpu {golden['libtpu']}, and this is {libtpu}")
-    found = held(report.plan(run, PLANS[name], documents="4.1k")) | {"libtpu": libtpu}
+    found = held(report.plan(run, PLANS[name], documents="4.1k", options=QUICK)) | {"libtpu": libtpu}
     if WRITE:
         GOLDEN.mkdir(exist_ok=True)
         path.write_text(json.dumps(found, indent=2) + "\n")
