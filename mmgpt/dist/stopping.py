@@ -2,7 +2,8 @@
 
 SIGTERM is heard by a thread, so that it does not matter what the main thread is in: a compile, an evaluation, a wait
 for data. There it has a state at rest, which the thread saves before it ends the process. Only while a step is being
-done is there none; then the main thread learns at the step's end that it must stop.
+done is there none; then the main thread learns at the step's end that it must stop. So it does too in a run of several
+processes once a step is done: an evaluation that they compute together cannot be left by some of them.
 """
 
 import contextlib
@@ -108,15 +109,15 @@ def begin_step() -> None:
 def asked(save: Save | None = None) -> bool:
     """Whether the run should save and exit with REQUEUE now; true on all processes at the same call, and from then on.
 
-    Every process calls it once after each step. Where it is false, `save` may be called in another thread until the
-    next `begin_step`, and the process is ended after it.
+    Every process calls it once after each step. Where it is false and the process is alone, `save` may be called in
+    another thread until the next `begin_step`, and the process is ended after it.
     """
     with _stop.changed:
         _stop.changed.wait_for(_stop.moves_on)
         _stop.polls += 1
         due = _stop.after is not None and _stop.polls >= _stop.after or (_stop.caught and not peers.joined())
         _stop.save = save
-        _stop.rests = save is not None and not due
+        _stop.rests = save is not None and not due and not peers.joined()
         _stop.changed.notify_all()
     return due
 

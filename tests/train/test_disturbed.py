@@ -14,7 +14,7 @@ def test_a_run_is_killed_in_its_start_a_step_and_a_save(tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.multiproc
 def test_one_of_two_processes_is_killed_or_hangs_and_another_number_goes_on(tmp_path: Path) -> None:
-    assert len(kills.soak(8, 1, "mixed", tmp_path)) == 8
+    assert len(kills.soak(4, 1, "mixed", tmp_path)) == 4
 
 
 @pytest.mark.parametrize("moment", ["evaluation", pytest.param("compile", marks=pytest.mark.slow)])
@@ -24,6 +24,6 @@ def test_one_process_is_preempted(moment: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.multiproc
-@pytest.mark.parametrize("moment", preemptions.MOMENTS)
+@pytest.mark.parametrize("moment", ["step", "evaluation", "save"])
 def test_one_and_two_processes_are_preempted(moment: str, tmp_path: Path) -> None:
     assert len(preemptions.soak(2, 1, tmp_path, (moment,))) == 2
