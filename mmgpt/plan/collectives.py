@@ -115,10 +115,16 @@ def groups_of(line: str, count: int) -> list[list[int]]:
     """The groups of devices of a collective, in any of the ways that the text has for them; none where it has none."""
     if listed := re.search(r"replica_groups=\{(\{[\d,{} ]*\})\}", line):
         return [[int(n) for n in re.findall(r"\d+", part)] for part in re.findall(r"\{([\d,\s]*)\}", listed[1])]
-    if meshed := re.search(r"replica_groups=mesh\[([^\]]*)\]\s*\{([^}]*)\}", line):
+    ordered = r"(?:,\s*device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))?"
+    if meshed := re.search(rf"replica_groups=mesh\[([^\]]*)\]{ordered}\s*\{{([^}}]*)\}}", line):
         axes = {name: int(n) for name, n in re.findall(r"'([^']+)'=(\d+)", meshed[1])}
-        over = re.findall(r"'([^']+)'", meshed[2])
-        return _along(list(axes.values()), [i for i, name in enumerate(axes) if name in over])
+        over = re.findall(r"'([^']+)'", meshed[4])
+        groups = _along(list(axes.values()), [i for i, name in enumerate(axes) if name in over])
+        if not meshed[2]:
+            return groups
+        dims = [int(n) for n in meshed[2].split(",")]
+        numbers = _transposed(dims, [int(n) for n in (meshed[3] or ",".join(map(str, range(len(dims))))).split(",")])
+        return [[numbers[i] for i in group] for group in groups]
     if counted := re.search(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?", line):
         shape, dims = ([int(n) for n in counted[i].split(",")] for i in (1, 2))
         order = [int(n) for n in counted[3].split(",")] if counted[3] else list(range(len(dims)))

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
+import jax
 from rich.table import Table
 
 from mmgpt.core.log import console
@@ -127,6 +128,11 @@ def plan(
 
 def _warnings(found: Compiled, told: Told, chip: Chip) -> list[str]:
     said = []
+    if jax.__version_info__ < (0, 12):
+        said.append(
+            f"JAX {jax.__version__}: what its compiler for TPUs writes is read only in part, and it lays some runs out "
+            "worse; plan with JAX 0.12 or later and libtpu 0.0.52 (Python 3.12)."
+        )
     if found.memory.share > 0.9:
         said.append(f"memory: {found.memory.share:.0%} of a chip's; leave a tenth for what the runtime needs.")
     said += _ill_laid(found)

@@ -1,4 +1,6 @@
-"""Plans of the presets stay as good as they were: `MMGPT_WRITE_GOLDEN=1 pytest -m slow tests/plan/test_presets.py`.
+"""Plans of the presets stay as good as they were; on Python 3.12, whose JAX has the compiler that they were made with.
+
+    MMGPT_WRITE_GOLDEN=1 pytest -m slow tests/plan/test_presets.py      writes them anew
 
 What is held: time of a step, memory, the share of communication that is waited for, each kind of communication by the
 function that asked for it, the warnings. Better than held by more than the margin is red too, so that it is written.
@@ -11,6 +13,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import jax
 import pytest
 
 from mmgpt import presets
@@ -51,6 +54,7 @@ def held(made: Plan) -> dict[str, Any]:
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(jax.__version_info__ < (0, 12), reason="plans are held for JAX 0.12 with libtpu 0.0.52")
 @pytest.mark.parametrize("name", PLANS)
 def test_the_plan_is_as_it_was(name: str) -> None:
     run = presets.preset(name)
