@@ -2,11 +2,11 @@
 
 Each row is a run of MaxText whose model, batch, length and topology a preset of `configs/published.py` has. What is
 planned is our program for it, which is not theirs: other kernels, another choice of what the backward pass keeps. So a
-row tells what a schedule of the compiler's estimates is worth on a generation of chips, not how fast MaxText is.
+row tells what a schedule of the compiler's estimates is worth on a generation of chips, not how fast MaxText is. No
+factor is applied.
 """
 
 import dataclasses
-import math
 from pathlib import Path
 
 from rich.table import Table
@@ -15,12 +15,11 @@ from mmgpt import presets
 from mmgpt.core.config import ConfigError
 from mmgpt.core.log import console, show, write_json
 from mmgpt.plan import report
-from mmgpt.plan.chips import chip_of
 from mmgpt.train.run import Run
 
 RECIPES = "github.com/AI-Hypercomputer/tpu-recipes, training/"
 WITHIN = 0.2
-"""How far an expected speed may lie from the measured one."""
+"""How far a planned speed may lie from the measured one before its row is red."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -81,22 +80,20 @@ ROWS = (
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Compared:
-    """A row with what the plan says: tokens a second and chip by the schedule, and as expected of that chip."""
+    """A row with what the plan says: tokens a second and chip, and useful operations as a share of the peak's."""
 
     row: Measured
-    static: float
-    expected: float
+    planned: float
     utilisation: float
-    """Of the peak, by the schedule."""
 
     @property
     def deviation(self) -> float:
-        """Of the expected speed from the measured one, as a share of it."""
-        return self.expected / self.row.tokens - 1.0
+        """Of the planned speed from the measured one, as a share of it."""
+        return self.planned / self.row.tokens - 1.0
 
 
 def bench_plan(only: tuple[str, ...] = (), json: Path | None = None) -> None:
-    """Plans published runs and compares the speed expected with the speed measured. Each row compiles for minutes.
+    """Plans published runs and compares their speed with the one that was measured. Each row compiles for minutes.
 
     Args:
         only: presets, by default all.
@@ -107,8 +104,6 @@ def bench_plan(only: tuple[str, ...] = (), json: Path | None = None) -> None:
         raise ConfigError(f"--only {' '.join(unknown)}: one of {', '.join(row.preset for row in ROWS)}.")
     found = [compared(row) for row in ROWS if not only or row.preset in only]
     show(_table(found))
-    for chip, factor in factors(found).items():
-        console.print(f"{chip}: {factor:.3f} of the scheduled speed was reached; the planner takes {_reached(chip)}")
     if json is not None:
         write_json(json, [dataclasses.asdict(c) | {"deviation": c.deviation} for c in found])
 
@@ -119,27 +114,15 @@ def compared(row: Measured) -> Compared:
     assert isinstance(run, Run)
     with console.status(f"compiling {row.preset} for {row.topology}"):
         made = report.plan(run, row.topology, documents="one")
-    static = made.numbers()["tokens_a_second_and_chip"]
-    return Compared(row=row, static=static, expected=static * made.chip.reached, utilisation=made.utilisation)
-
-
-def factors(found: list[Compared]) -> dict[str, float]:
-    """By chip: the geometric mean of what runs reached of their scheduled speed."""
-    by_chip: dict[str, list[float]] = {}
-    for c in found:
-        by_chip.setdefault(c.row.topology.split(":")[0], []).append(c.row.tokens / c.static)
-    return {chip: math.prod(ratios) ** (1 / len(ratios)) for chip, ratios in by_chip.items()}
-
-
-def _reached(chip: str) -> float:
-    return chip_of(f"{chip}:{'x'.join(['4'] * (2 if chip in ('v5e', 'v6e') else 3))}").reached
+    return Compared(row=row, planned=made.numbers()["tokens_a_second_and_chip"], utilisation=made.utilisation)
 
 
 def _table(found: list[Compared]) -> Table:
-    columns = ("run", "topology", "measured", "scheduled", "of the peak", "expected", "deviation")
-    table = Table(*columns, title="tokens a second and chip")
+    table = Table(
+        "run", "topology", "measured", "planned", "of the peak", "deviation", title="tokens a second and chip"
+    )
     for c in found:
         style = None if abs(c.deviation) <= WITHIN else "red"
-        numbers = (f"{c.row.tokens:,.0f}", f"{c.static:,.0f}", f"{c.utilisation:.1%}", f"{c.expected:,.0f}")
+        numbers = (f"{c.row.tokens:,.0f}", f"{c.planned:,.0f}", f"{c.utilisation:.1%}")
         table.add_row(c.row.preset, c.row.topology, *numbers, f"{c.deviation:+.1%}", style=style)
     return table

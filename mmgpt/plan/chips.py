@@ -18,8 +18,6 @@ class Chip:
     `target` is the name of its cores' schedule (`kernel_cycles.TARGETS`); `memory` bytes of HBM and `bandwidth` of it,
     bytes a second; `link` bytes a second of one ICI link, one way; `network` those of its share of the network between
     slices, and `host` those to and from its host's memory; `dimensions` of the torus; `whole`, devices of a chip.
-
-    `reached` is what real runs reached of the speed by the schedule (`mmgpt bench plan`).
     """
 
     target: str
@@ -30,7 +28,6 @@ class Chip:
     host: float
     dimensions: int
     whole: int = 1
-    reached: float = 1.0
 
     @property
     def clock(self) -> float:

@@ -64,7 +64,6 @@ class Plan:
             "mesh": dict(self.compiled.mesh.shape),
             "documents": self.documents,
             "step_seconds": self.told.seconds,
-            "expected_seconds": self.told.seconds / self.chip.reached,
             "tokens_a_step": self.tokens,
             "tokens_a_second_and_chip": self.tokens / self.told.seconds / chips,
             "useful_flops_a_step": self.useful,
@@ -184,7 +183,6 @@ def shown(made: Plan) -> list[Table]:
     overview = Table("", "", title=f"{made.topology}, mesh {_mesh(made.compiled.mesh.shape)}", show_header=False)
     rows: dict[str, str] = {
         "step": f"{made.told.seconds:.3f} s for {made.tokens:,} tokens",
-        "expected": f"{numbers['expected_seconds']:.3f} s, as runs on such chips reach {chip.reached:.0%} of it",
         "useful operations": f"{made.useful:.3e}, {made.utilisation:.1%} of the peak (static)",
         "tokens a second and chip": f"{numbers['tokens_a_second_and_chip']:,.0f}",
         "memory": f"{memory.total / 1e9:.1f} GB of {chip.memory / 1e9:.0f} ({memory.share:.0%})",
