@@ -7,9 +7,9 @@
 
 None was trained here. Each preset says for which TPU its mesh is meant, and what a step takes there by the plan that
 `tests/plan/golden` holds, with rows full of pictures of 4,100 tokens; its command compiles with larger windows for
-products, and tells some percent less. Sizes, context, loss weights and learning rates are the published ones. Emu3's batch and number of tokens
-were never told: its batch here is Emu3.5's tokens a step in rows of its own length. The datasets are yours;
-`mmgpt tokenize data` writes them, with `--vision` naming the published image tokenizer.
+products, and tells some percent less. Sizes, context, loss weights and learning rates are the published ones. Emu3's
+batch and number of tokens were never told: its batch here is Emu3.5's tokens a step in rows of its own length. The
+datasets are yours; `mmgpt tokenize data` writes them, with `--vision` naming the published image tokenizer.
 """
 
 from typing import Any

@@ -105,7 +105,7 @@ def preempted(step: int, save: Save | None = None) -> bool:
     Every process calls it once after each step, and `begin_step` before the next one: in between a SIGTERM is followed
     by a call of `save` in another thread, and the end of the process.
     """
-    due = stopping.asked(save)
+    due = stopping.asked(step, save)
     if due and is_lead():
         console.print(f"preempted: SIGTERM was received; the run stops after step {step}", style="bold yellow")
     return due

@@ -36,6 +36,8 @@ class _Stop:
         self.rests = False
         """Whether nothing changes the state until the next step; there may be nothing to `save`."""
         self.save: Save | None = None
+        self.step = 0
+        """The last step done, which `save` saves."""
         self.deciding = False
         self.after: int | None = None
         """The poll after which all processes stop."""
@@ -106,7 +108,7 @@ def begin_step() -> None:
         _stop.save = None  # it holds the state
 
 
-def asked(save: Save | None = None) -> bool:
+def asked(step: int, save: Save | None = None) -> bool:
     """Whether the run should save and exit with REQUEUE now; true on all processes at the same call, and from then on.
 
     Every process calls it once after each step. Where it is false and the process is alone, `save` may be called in
@@ -116,7 +118,7 @@ def asked(save: Save | None = None) -> bool:
         _stop.changed.wait_for(_stop.moves_on)
         _stop.polls += 1
         due = _stop.after is not None and _stop.polls >= _stop.after or (_stop.caught and not peers.joined())
-        _stop.save = save
+        _stop.step, _stop.save = step, save
         _stop.rests = save is not None and not due and not peers.joined()
         _stop.changed.notify_all()
     return due
@@ -187,13 +189,16 @@ def _end(stop: _Stop) -> None:
         end(REQUEUE, "SIGTERM was received before the first step; run the same command to go on")
     if peers.index() == 0:
         console.print("preempted: SIGTERM was received; the run is saved and stops", style="bold yellow")
+    line = ""
     try:
         saved = stop.save()
+        if saved and peers.index() == 0:
+            line = f"saved at step {stop.step}; run the same command to go on"
     except Exception as e:  # a state that is not worth keeping, such as after a spike: the last checkpoint is
         saved = True
         console.print(f"nothing was saved now: {printable(f'{type(e).__name__}: {e}')}", style="red")
     peers.leave()
-    end(REQUEUE if saved else 1)
+    end(REQUEUE if saved else 1, line)
 
 
 def _forked() -> None:
