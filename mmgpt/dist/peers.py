@@ -199,7 +199,7 @@ def _watch() -> None:
             _lost(everyone - alive if found else {0})
         if alive == {0}:
             mine.alone.set()
-        if mine.parted.is_set() and (index() != 0 or mine.alone.is_set()) or (mine.leaving and mine.failed):
+        if (mine.parted.is_set() and (index() != 0 or mine.alone.is_set())) or (mine.leaving and mine.failed):
             return
         time.sleep(POLL)
 

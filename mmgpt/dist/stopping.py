@@ -117,7 +117,7 @@ def asked(step: int, save: Save | None = None) -> bool:
     with _stop.changed:
         _stop.changed.wait_for(_stop.moves_on)
         _stop.polls += 1
-        due = _stop.after is not None and _stop.polls >= _stop.after or (_stop.caught and not peers.joined())
+        due = (_stop.after is not None and _stop.polls >= _stop.after) or (_stop.caught and not peers.joined())
         _stop.step, _stop.save = step, save
         _stop.rests = save is not None and not due and not peers.joined()
         _stop.changed.notify_all()
@@ -132,7 +132,8 @@ def _listen(stop: _Stop, heard: int) -> None:
     """Waits for the bytes that the interpreter's own handler writes, whatever the main thread is in."""
     with open(heard, "rb", buffering=0) as signals:
         while (number := signals.read(1)) not in (_STOP_LISTENING, b""):
-            if number == bytes([signal.SIGTERM]) and stop is _stop:
+            ours = signal.getsignal(signal.SIGTERM) is _on_sigterm  # or whoever has it now sees to it
+            if number == bytes([signal.SIGTERM]) and stop is _stop and ours:
                 break
         else:
             return

@@ -6,6 +6,7 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
@@ -138,3 +139,16 @@ def test_two_processes_stop_after_the_same_step(victim: int) -> None:
     both = [launch(f"run(at={105 if i == victim else None})", said[i], **(environment if i else {})) for i in range(2)]
     steps = [stopped_at(p) for p in both]
     assert steps[0] == steps[1] >= 105
+
+
+def test_a_sigterm_that_another_handler_took_is_not_ours() -> None:
+    before, seen = signal.getsignal(signal.SIGTERM), []
+    hosts.start()
+    try:
+        signal.signal(signal.SIGTERM, lambda *_: seen.append(1))
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(0.3)
+        assert seen == [1] and not hosts.preempted(1)
+    finally:
+        hosts.shutdown()
+        signal.signal(signal.SIGTERM, before)
