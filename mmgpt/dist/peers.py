@@ -56,6 +56,8 @@ class _Peers:
         self.parted = threading.Event()
         """Set when all are about to leave: nobody is lost any more."""
         self.alone = threading.Event()
+        self.goes, self.gone = threading.Event(), threading.Event()
+        """Set where this process begins to leave the service, and where it has left."""
         self.failed = False
         self.threads: list[threading.Thread] = []
 
@@ -95,6 +97,7 @@ def join(
         _initialize(address, processes, number, detection, settings)
     _peers.joined, _peers.heartbeat = True, settings.heartbeat
     follow(_watch, "peers")
+    threading.Thread(target=_not_stuck, args=(_peers,), name="leaving", daemon=True).start()
     atexit.register(_at_exit)  # after JAX's own, and so called before it
 
 
@@ -149,15 +152,22 @@ def leave(*, failed: bool = False) -> None:
         _peers.parted.set()
         if index() == 0:
             _peers.alone.wait(_peers.heartbeat + PATIENCE)
-    # Where the lead is lost in this moment, the client waits for itself.
-    stuck = threading.Timer(PATIENCE, end, (1 if failed else REQUEUE,))
-    stuck.daemon = True
-    stuck.start()
+    _peers.goes.set()
     jax.distributed.shutdown()
-    stuck.cancel()
+    _peers.gone.set()
     for thread in _peers.threads:  # one that is in the client when the interpreter ends would crash it
         thread.join(PATIENCE)
     _peers = _Peers()
+
+
+def _not_stuck(peers: _Peers) -> None:
+    """Ends a process that does not get away: where the lead is lost as it leaves, the client waits for itself.
+
+    The thread is there from the start, since none can be begun as the interpreter ends.
+    """
+    peers.goes.wait()
+    if not peers.gone.wait(PATIENCE):
+        end(1 if peers.failed else REQUEUE)
 
 
 @contextlib.contextmanager
