@@ -34,8 +34,11 @@ class Shape:
 
 
 SHAPES = (
+    Shape(name="emu3_0_1b", queries=2048, keys=2048, heads=6, kv_heads=2, head_dim=128, rows=4),
+    Shape(name="emu3_1b", queries=5120, keys=5120, heads=16, kv_heads=8, head_dim=128, bound=30.0),
     Shape(name="emu3_8b", queries=5120, keys=5120, heads=32, kv_heads=8, head_dim=128),
     Shape(name="emu3_5", queries=16_384, keys=32_768, heads=8, kv_heads=1, head_dim=128, bound=30.0),
+    Shape(name="llama3_405b", queries=8192, keys=8192, heads=64, kv_heads=4, head_dim=128),
     Shape(name="digits", queries=104, keys=104, heads=4, kv_heads=2, head_dim=32, rows=20, dtype="float32"),
     Shape(name="shapes", queries=136, keys=136, heads=4, kv_heads=2, head_dim=48, rows=4, dtype="float32"),
     Shape(name="head dim 64", queries=2048, keys=2048, heads=4, kv_heads=4, head_dim=64, rows=2, soft_cap=30.0),
@@ -43,7 +46,7 @@ SHAPES = (
     Shape(name="head dim 96", queries=1024, keys=1024, heads=8, kv_heads=1, head_dim=96),
     Shape(name="head dim 256", queries=16_384, keys=16_384, heads=16, kv_heads=8, head_dim=256, bound=30.0),
 )
-"""One device's part of every shipped config, and every head dim that the kernels promise."""
+"""A block of every shipped config, and every head dim that the kernels promise."""
 
 
 def compiled(shape: Shape, mesh: jax.sharding.Mesh, implementation: Any = "pallas_tpu", platform: str = "tpu") -> None:
