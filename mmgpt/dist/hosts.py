@@ -35,7 +35,7 @@ def start(
     coordinator_address: str | None = None,
     num_processes: int | None = None,
     process_id: int | None = None,
-    settings: Hosts.Config = Hosts.Config(),
+    settings: Hosts.Config | None = None,
 ) -> None:
     """Joins the other processes of the run, if there are any, and listens for SIGTERM from here on.
 
@@ -61,7 +61,7 @@ def start(
     else:
         detection = None
     try:
-        peers.join(coordinator_address, num_processes, process_id, detection, settings)
+        peers.join(coordinator_address, num_processes, process_id, detection, settings or Hosts.Config())
     except ValueError as e:
         if (coordinator_address, num_processes, process_id) != (None, None, None):
             raise ValueError(

@@ -267,7 +267,7 @@ def _unmet(settings: Hosts.Config) -> str:
         do = "See the others' logs, and that they are given this address and the same number of processes"
     else:
         what = f"process {number} of {processes} did not reach process 0 at {address}, or not all others came"
-        do = "See that process 0 runs there and that its port is open, and that all are given the same number of processes"
+        do = "See that process 0 runs there, its port is open, and all are given the same number of processes"
     return f"{what}, within {settings.join} s. {do}; hosts.join is how long they wait."
 
 

@@ -14,7 +14,10 @@ def names(kind: str, monkeypatch: pytest.MonkeyPatch) -> set[str]:
 
 
 def test_each_generation_gets_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
-    pipelined, offloaded = "xla_tpu_enable_ici_ag_pipelining", "xla_tpu_enable_sparse_core_collective_offload_all_gather"
+    pipelined, offloaded = (
+        "xla_tpu_enable_ici_ag_pipelining",
+        "xla_tpu_enable_sparse_core_collective_offload_all_gather",
+    )
     assert names("TPU v5 lite", monkeypatch) == {"xla_disable_hlo_passes"}
     assert {pipelined, offloaded, "xla_tpu_scoped_vmem_limit_kib"} <= names("TPU v5", monkeypatch)
     assert {pipelined, offloaded} <= names("TPU v6 lite", monkeypatch)

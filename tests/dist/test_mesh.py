@@ -55,7 +55,8 @@ def test_what_cannot_be_laid_out_is_told() -> None:
         with pytest.raises(ShardingError, match="tensor is used by two dimensions"):
             rules.spec("mlp heads", rules.USE)
         with pytest.raises(
-            ShardingError, match=r"gate .*shape \(6, 4\).*no dimension of embed, mlp divides over fsdp=4; change the size"
+            ShardingError,
+            match=r"gate .*shape \(6, 4\).*no dimension of embed, mlp divides over fsdp=4; change the size",
         ):
             rules.stored("embed mlp", (6, 4), "gate")
         with pytest.raises(ShardingError, match=r"down .*'mlp' of 3 does not divide over 2 devices \(tensor\)"):

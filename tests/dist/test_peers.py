@@ -77,4 +77,3 @@ def test_a_process_that_waits_in_vain_says_for_whom_and_where(number: int) -> No
     assert process.returncode == 1 and "JoinError" in last, said[-3000:]
     assert address in last and "within 2 s" in last and "hosts.join" in last
     assert ("waited" if number == 0 else "did not reach process 0") in last
-
