@@ -12,7 +12,7 @@ from mmgpt.core.ending import REQUEUE
 from mmgpt.core.log import console
 from mmgpt.dist import peers, stopping
 from mmgpt.dist.peers import Hosts, watched
-from mmgpt.dist.stopping import Save, begin_step, stoppable
+from mmgpt.dist.stopping import Save, begin_step, rest, stoppable
 
 __all__ = [
     "REQUEUE",
@@ -22,8 +22,10 @@ __all__ = [
     "devices_in_use",
     "is_lead",
     "preempted",
+    "preempted_within",
     "process_count",
     "process_index",
+    "rest",
     "shutdown",
     "start",
     "stoppable",
@@ -103,12 +105,22 @@ def preempted(step: int, save: Save | None = None) -> bool:
     """Whether the run should save and exit with REQUEUE now: true on every process at the same call, and from then on.
 
     Every process calls it once after each step, and `begin_step` before the next one: in between a SIGTERM is followed
-    by a call of `save` in another thread, and the end of the process.
+    by a call of `save` in another thread, and the end of the process. Of several processes none is ended so before all
+    have called `rest`; in what they do together till then they ask `preempted_within`.
     """
     due = stopping.asked(step, save)
-    if due and is_lead():
-        console.print(f"preempted: SIGTERM was received; the run stops after step {step}", style="bold yellow")
-    return due
+    return due and _told_to_stop(f"after step {step}")
+
+
+def preempted_within(what: str) -> bool:
+    """As `preempted`, within what several processes do together after a step; False for a process alone."""
+    return stopping.asked_within() and _told_to_stop(f"in {what}")
+
+
+def _told_to_stop(where: str) -> bool:
+    if is_lead():
+        console.print(f"preempted: SIGTERM was received; the run stops {where}", style="bold yellow")
+    return True
 
 
 def devices_in_use() -> bool:

@@ -2,8 +2,8 @@
 
 SIGTERM is heard by a thread, so that it does not matter what the main thread is in: a compile, an evaluation, a wait
 for data. There it has a state at rest, which the thread saves before it ends the process. Only while a step is being
-done is there none; then the main thread learns at the step's end that it must stop. So it does too in a run of several
-processes once a step is done: an evaluation that they compute together cannot be left by some of them.
+done is there none; then the main thread learns at the step's end that it must stop. So it does too in an evaluation of
+several processes, which they compute together and cannot leave but at the same batch: there it asks before each.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ class _Stop:
         self.changed = threading.Condition()
         self.caught = False
         self.polls = 0
-        """Calls of `asked`; the same on all processes after the same step, also of a run that was resumed."""
+        """Calls of `asked` and `asked_within`; the same on all processes at the same place of a run."""
         self.rests = False
         """Whether nothing changes the state until the next step; there may be nothing to `save`."""
         self.save: Save | None = None
@@ -112,16 +112,35 @@ def asked(step: int, save: Save | None = None) -> bool:
     """Whether the run should save and exit with REQUEUE now; true on all processes at the same call, and from then on.
 
     Every process calls it once after each step. Where it is false and the process is alone, `save` may be called in
-    another thread until the next `begin_step`, and the process is ended after it.
+    another thread until the next `begin_step`, and the process is ended after it; among others, from `rest` on.
     """
     with _stop.changed:
-        _stop.changed.wait_for(_stop.moves_on)
-        _stop.polls += 1
-        due = (_stop.after is not None and _stop.polls >= _stop.after) or (_stop.caught and not peers.joined())
+        due = _polled()
         _stop.step, _stop.save = step, save
         _stop.rests = save is not None and not due and not peers.joined()
         _stop.changed.notify_all()
     return due
+
+
+def asked_within() -> bool:
+    """As `asked`, in the midst of what all processes do between two steps; a thread ends a process that is alone."""
+    if not peers.joined():
+        return False
+    with _stop.changed:
+        return _polled()
+
+
+def rest() -> None:
+    """From here to the next `begin_step` this process does nothing with others; it may wait for data."""
+    with _stop.changed:
+        _stop.rests = _stop.rests or _stop.save is not None
+        _stop.changed.notify_all()
+
+
+def _polled() -> bool:
+    _stop.changed.wait_for(_stop.moves_on)
+    _stop.polls += 1
+    return (_stop.after is not None and _stop.polls >= _stop.after) or (_stop.caught and not peers.joined())
 
 
 def _on_sigterm(number: int, frame: Any) -> None:

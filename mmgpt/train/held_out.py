@@ -1,13 +1,10 @@
 """The loss on held-out rows, source by source."""
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import numpy as np
 
-from mmgpt.core.stream import Batch
 from mmgpt.data.loader import Rows
+from mmgpt.dist import hosts
 from mmgpt.objectives.objective import Loss
 from mmgpt.train.feed import Share, place_part
 from mmgpt.train.run import Built, Opened
@@ -24,17 +21,20 @@ class HeldOut:
             for name in rows.sources
         }
 
-    def __call__(self, opened: Opened) -> dict[str, float]:
-        """Means by source, `source/metric`: sums, weights and counts are added up over the batches first."""
-        return evaluate(self._evaluate, opened, self._batches)
+    def __call__(self, opened: Opened) -> dict[str, float] | None:
+        """Means by source, `source/metric`: sums, weights and counts are added up over the batches first.
 
-
-def evaluate(evaluation: Callable[..., Any], opened: Opened, held_out: dict[str, list[Batch]]) -> dict[str, float]:
-    """Means over batches by source."""
-    values: dict[str, float] = {}
-    for source, batches in held_out.items():
-        losses = [evaluation(opened.params, opened.variables, batch) for batch in batches]
-        whole: Loss = jax.tree.map(lambda *parts: sum(np.asarray(part, np.float64) for part in parts), *losses)
-        pairs = {name: (float(total), float(weight)) for name, (total, weight) in whole.figures().items()}
-        values |= {f"{source}/{name}": total / weight for name, (total, weight) in pairs.items() if weight > 0}
-    return values
+        None where several processes are to stop, which they do between two batches.
+        """
+        values: dict[str, float] = {}
+        for source, batches in self._batches.items():
+            losses = []
+            for batch in batches:
+                if hosts.preempted_within("an evaluation"):
+                    return None
+                loss = self._evaluate(opened.params, opened.variables, batch)
+                losses.append(jax.tree.map(lambda part: np.asarray(part, np.float64), loss))
+            whole: Loss = jax.tree.map(lambda *parts: sum(parts), *losses)
+            pairs = {name: (float(total), float(weight)) for name, (total, weight) in whole.figures().items()}
+            values |= {f"{source}/{name}": total / weight for name, (total, weight) in pairs.items() if weight > 0}
+        return values

@@ -40,14 +40,16 @@ class Life:
     """Whether what follows the last step is still to be done: a run that is stopped before does it when it goes on."""
 
     def follow(self, held_out: HeldOut, done: int, state: State) -> bool:
-        """Evaluates and exports after a step where that is due; whether it evaluated."""
+        """Evaluates and exports after a step where that is due; whether it evaluated. Left early it stays `owed`."""
         run = self.built.run
         evaluates = done % run.evaluate_every == 0 or done == run.steps
         if evaluates:
             jax.block_until_ready(state)
             self.clock.to("evaluate")
             opened = self._opened(done, state)
-            self.metrics.write(done, held_out(opened), "held_out")
+            if (figures := held_out(opened)) is None:
+                return False
+            self.metrics.write(done, figures, "held_out")
             if self.hook is not None and hosts.process_count() == 1:  # it computes on its own, as one of many cannot
                 self.hook(opened, self.metrics)
             self.clock.to("steps")

@@ -100,16 +100,20 @@ def _steps(life: Life, rows: Rows, state: State, first: int, owed: bool) -> Outc
     held_out = HeldOut(built, rows, share)
     batches = feed(rows, life.skips, first, share)
     every = run.replay_every if run.replay_every is not None and replay.possible() else run.steps + 1
+    life.owed = owed
     if owed:
         life.follow(held_out, first, state)
+        if life.owed:
+            return Outcome(first, preempted=True)
         if first == run.steps:  # or each further start would do so again
             life.save(first, state, checkpoints.save)
     peak = matmul_peak()
     clock.to("compile")
     rates, compiled, done, preempted = Rates(clock), clock.seconds()["compile"], first, False
-    while done < run.steps and not preempted:
+    while done < run.steps:
         if done > first:
             clock.to("data")
+        hosts.rest()
         batch = place(next(batches), share[1])
         hosts.begin_step()
         if (done + 1) % every == 0:
@@ -135,11 +139,12 @@ def _steps(life: Life, rows: Rows, state: State, first: int, owed: bool) -> Outc
                 tell(done, run.steps, figures)
         life.owed = True
         preempted = hosts.preempted(done, functools.partial(life.save, done, state, checkpoints.save_last))
+        if not preempted and life.follow(held_out, done, state):
+            peak = matmul_peak()  # measured again: a shared machine's speed drifts
+        preempted = preempted or life.owed
         if preempted:  # before anything else: there may be seconds left
             life.save(done, state, checkpoints.save)
             break
-        if life.follow(held_out, done, state):
-            peak = matmul_peak()  # measured again: a shared machine's speed drifts
         if checkpoints.is_local(done):
             life.save(done, state, checkpoints.save_local)
         if done % run.save_every == 0 or done == run.steps:

@@ -2,8 +2,9 @@
 
     python -m tests.soak.preemptions --times 24
 
-The moments are a step, the first compile, an evaluation, a save, the start, and, in one process, a wait for data that
-do not come (the loader has stopped), by turns in one process and in two, of which one or both get the signal.
+The moments are a step, the first compile, an evaluation, a save, the start, and a wait for data that do not come (the
+loaders were stopped during an evaluation, when they had filled what they may), by turns in one process and in two, of
+which one or both get the signal.
 The last step that was done must be saved, and the run then end as an undisturbed one. How long it took is told, and how
 often that was within two seconds and a step.
 """
@@ -33,10 +34,9 @@ STILL = 1.5
 def runs(folder: Path, steps: int) -> dict[str, Run]:
     """By moment the run in which it is met: with long evaluations, or with a loader in a process of its own."""
     run = run_of(folder, steps)
-    return dict.fromkeys(MOMENTS, run) | {
-        "evaluation": run.replace(evaluate_every=EVALUATE_EVERY, held_out_batches=8, save_every=1000),
-        "data": run.replace(data=run.data.replace(workers=1, prefetch=2), save_every=1000),
-    }
+    evaluated = run.replace(evaluate_every=EVALUATE_EVERY, held_out_batches=8, save_every=1000)
+    starved = evaluated.replace(data=run.data.replace(workers=1, prefetch=2))
+    return dict.fromkeys(MOMENTS, run) | {"evaluation": evaluated, "data": starved}
 
 
 def at(moment: str, alive: Life, chance: random.Random) -> bool:
@@ -51,9 +51,10 @@ def at(moment: str, alive: Life, chance: random.Random) -> bool:
         return reached
     if moment == "save":
         return alive.until(lambda: alive.told() >= 3 and is_saving(alive.folder))
-    if moment == "evaluation":
-        return alive.until(lambda: _evaluates(alive.told(), alive.told("held_out"), step))
-    return alive.until(lambda: alive.told() >= step) and (moment == "step" or _starved(alive))
+    if moment == "step":
+        return alive.until(lambda: alive.told() >= step)
+    reached = alive.until(lambda: _evaluates(alive.told(), alive.told("held_out"), step))
+    return reached and (moment == "evaluation" or _starved(alive))
 
 
 def _evaluates(step: int, evaluated: int, since: int) -> bool:
@@ -111,8 +112,7 @@ def soak(times: int, seed: int, folder: Path, moments: tuple[str, ...] = MOMENTS
     by_moment = runs(folder / "data", steps)
     undisturbed: dict[str, Path] = {}
     found = []
-    # Two processes that wait for data which never come do not stop: they agree on a step to stop after.
-    cells = itertools.cycle([(m, n) for m in moments for n in (1, 2) if (m, n) != ("data", 2)])
+    cells = itertools.cycle([(m, n) for m in moments for n in (1, 2)])
     for number, (moment, processes) in enumerate(itertools.islice(cells, times)):
         run = by_moment[moment]
         kind = moment if run is not by_moment["step"] else "plain"

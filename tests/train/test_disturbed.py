@@ -24,6 +24,6 @@ def test_one_process_is_preempted(moment: str, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.multiproc
-@pytest.mark.parametrize("moment", ["evaluation", "save"])
+@pytest.mark.parametrize("moment", ["evaluation", "save", "data"])
 def test_one_and_two_processes_are_preempted(moment: str, tmp_path: Path) -> None:
     assert len(preemptions.soak(2, 1, tmp_path, (moment,))) == 2
