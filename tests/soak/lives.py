@@ -19,7 +19,7 @@ from tests import tiny
 from tests.train.test_loop import lines, prepared, same_end
 
 ROOT = Path(__file__).parents[2]
-HEARTBEAT = 5
+HEARTBEAT, JOIN = 5, 60
 PATIENCE = 600
 """Seconds after which a soak gives up waiting for something."""
 
@@ -28,7 +28,7 @@ def run_of(folder: Path, steps: int, **changes: object) -> Run:
     """A small run whose data lie in a folder, and whose processes notice each other's loss soon."""
     folder.mkdir(parents=True)
     run = tiny.run(folder, steps=steps, evaluate_every=20, save_every=3)
-    return run.replace(hosts=run.hosts.replace(heartbeat=HEARTBEAT), **changes)
+    return run.replace(hosts=run.hosts.replace(heartbeat=HEARTBEAT, join=JOIN), **changes)
 
 
 @dataclasses.dataclass
