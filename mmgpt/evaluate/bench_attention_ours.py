@@ -14,6 +14,7 @@ from mmgpt.core.stream import Visibility, packed_causal
 from mmgpt.evaluate.bench_attention_peers import Case, Program
 from mmgpt.kernels.attention import pallas_tpu, plan
 from mmgpt.kernels.attention.logits import Options
+from mmgpt.kernels.attention.pallas_tpu_forward import LANES
 from mmgpt.plan.kernel_cycles import Kernel
 
 FORWARD, BACKWARD = "attention_forward", "attention_backward"
@@ -51,20 +52,17 @@ def backward_alone(case: Case) -> tuple[Any, list[Any]]:
     """The backward pass from what a layer keeps, in the kernels' layout, and the shapes of what it takes."""
     G, R, K = case.kv_heads, case.heads // case.kv_heads, case.head_dim
     N = case.sequences * case.length
-    static = pallas_tpu.Static(Options(soft_cap=None, bounded=case.bound is not None), False)
+    flat = K % LANES == 0
+    static = pallas_tpu.Static(Options(soft_cap=None, bounded=case.bound is not None), flat, False)
 
     def call(q: Any, k: Any, v: Any, blocks: plan.Plan, out: Any, lse: Any, d_out: Any) -> Any:
         kept = q, k, v, None, blocks, out, lse
-        d_q, d_k, d_v, *_ = pallas_tpu.gradients(static, kept, (d_out, jnp.zeros_like(lse)))
-        return (
-            jnp.swapaxes(d_q, 2, 3),
-            d_k,
-            d_v,
-        )  # as the kernel writes it: what comes next may turn it round on its way
+        return pallas_tpu.gradients(static, kept, (d_out, jnp.zeros_like(lse)))[:3]
 
     of_queries, of_keys = (jax.ShapeDtypeStruct(shape, jnp.bfloat16) for shape in ((G, R, N, K), (G, N, K)))
     sums = jax.ShapeDtypeStruct((G, R, N), jnp.float32)
-    return call, [of_queries, of_keys, of_keys, _plan(case), of_queries, sums, of_queries]
+    outputs = jax.ShapeDtypeStruct((N, G * R * K), jnp.bfloat16) if flat else of_queries
+    return call, [of_queries, of_keys, of_keys, _plan(case), outputs, sums, outputs]
 
 
 def fixed_grid(case: Case) -> tuple[Any, list[Any]]:

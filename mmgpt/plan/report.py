@@ -104,7 +104,7 @@ def plan(
         for name, value in (("attention_forward", kernels.forward), ("attention_backward", kernels.backward)):
             if name in instruction.name:
                 return value
-        if "heads_forward" in instruction.name or "heads_backward" in instruction.name:
+        if any(name in instruction.name for name in MOVERS):
             moved = [instruction, *(made[name] for name in instruction.operands)]
             return sum(size_of_result(i) for i in moved) / chip.bandwidth
         return None
@@ -123,6 +123,10 @@ def plan(
         useful=flops,
         warnings=tuple(_warnings(found, told, chip)),
     )
+
+
+MOVERS = ("heads_forward", "heads_backward", "attention_sums", "attention_turn")
+"""Kernels that take as long as the memory takes to move what they read and write."""
 
 
 def _warnings(found: Compiled, told: Told, chip: Chip) -> list[str]:

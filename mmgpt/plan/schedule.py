@@ -9,7 +9,7 @@ communication. A loop is timed in its second turn, since its first finds idle ch
 Cycles are the compiler's own estimates, with these corrections, and no others:
 
 - attention kernels have no estimate: their time comes from their schedules and the blocks visited (`attention.py`);
-- nor has the kernel that norms and turns heads: its time is that of moving its bytes;
+- nor have the kernels that only turn heads round, or norm them or add them up: theirs is that of moving their bytes;
 - an array filled with one number is timed by its bytes and the memory's bandwidth: the compiler's estimate is ten times
   that;
 - transfers are timed by bytes and links (`collectives.py`); gathers of rows that run on the SparseCores by bytes and

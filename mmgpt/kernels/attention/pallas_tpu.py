@@ -12,9 +12,9 @@ import jax.numpy as jnp
 from mmgpt.dist.mesh import device_kind
 from mmgpt.kernels.attention import ring
 from mmgpt.kernels.attention.logits import LOG2E, UNSEEN, Options, filled, kept, settled
-from mmgpt.kernels.attention.pallas_tpu_backward import backward
+from mmgpt.kernels.attention.pallas_tpu_backward import backward, output_sums, turned_back
 from mmgpt.kernels.attention.pallas_tpu_forward import LANES, forward
-from mmgpt.kernels.attention.plan import LAST_ENTRIES, MOST_ENTRIES, MOST_SIDE, NOWHERE, Blocks, Plan, side
+from mmgpt.kernels.attention.plan import LAST_ENTRIES, MOST_ENTRIES, MOST_SIDE, Blocks, Plan, side
 from mmgpt.kernels.attention.ring import Ring, Steps
 
 STEP_ROWS = 8192
@@ -79,7 +79,8 @@ def attention(
     R = H // G
     options = Options(soft_cap=soft_cap, sinks=sinks_H is not None)
     options, bound = settled(logit_bound, options)
-    static = Static(options, interpret)
+    flat = K % LANES == 0 and not isinstance(plan, Ring)
+    static = Static(options, flat, interpret)
     factor = jnp.float32(scale * options.query_factor)
     q_GRNK = filled((q_BTHK * factor).astype(q_BTHK.dtype), q_block).reshape(-1, G, R, K).transpose(1, 2, 0, 3)
     k_GMK, v_GMK = (filled(x, k_block).reshape(-1, G, K).transpose(1, 0, 2) for x in (k_BSGK, v_BSGK))
@@ -89,14 +90,19 @@ def attention(
     else:
         solved: Any = _attention(static, q_GRNK, k_GMK, v_GMK, sinks_GR, plan, bound)
         out, lse = solved
-    out = out.transpose(2, 0, 1, 3).reshape(B, -1, H, K)[:, :T]
+    out = out if flat else out.transpose(2, 0, 1, 3)
+    out = out.reshape(B, -1, H * K)[:, :T].reshape(B, T, H, K)
     return out, lse.reshape(H, -1).T.reshape(B, -1, H)[:, :T]
 
 
 class Static(NamedTuple):
-    """What the kernels are compiled for; `interpret` is what Pallas takes."""
+    """What the kernels are compiled for; `interpret` is what Pallas takes.
+
+    `flat`: outputs, and their gradients, are `[N, H * K]`, as projections have them, and not `[G, R, N, K]`.
+    """
 
     options: Options
+    flat: bool
     interpret: Any
 
 
@@ -111,7 +117,7 @@ def _solve(static: Static, q, k, v, sinks, plan: Plan, bound) -> Any:
 
     # The kernel chooses, and not a conditional around it, behind which the compiler could not move communication.
     options = static.options if bound is None else static.options._replace(bounded=None)
-    out, lse = forward(q, k, v, start, plan, options, bound, static.interpret)
+    out, lse = forward(q, k, v, start, plan, options, bound, flat=static.flat, interpret=static.interpret)
     out, lse = kept(out, lse[:, :, 0])
     return (out, lse), (q, k, v, sinks, plan, out, lse)
 
@@ -123,19 +129,21 @@ def gradients(static: Static, saved: Any, cotangents: tuple[jax.Array, jax.Array
     """
     q, k, v, sinks, plan, out, lse = saved
     do, dlse = cotangents
-    options = static.options
+    do, options, interpret = do.astype(v.dtype), static.options, static.interpret
     blind = jnp.isneginf(lse)
+    if static.flat:
+        sums = output_sums(do, out, *lse.shape[:2], plan.blocks.q, interpret)[:, :, 0]
+    else:
+        sums = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     # A probability's logit moves out, and lse by the probability itself; who sees nothing has neither.
-    di = jnp.where(blind, 0.0, jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1) - dlse)
+    di = jnp.where(blind, 0.0, sums - dlse)
     log2_sum = jnp.where(blind, UNSEEN, lse * LOG2E)
-    log2_sum, di = log2_sum[:, :, None], di[:, :, None]
-    dq, dk, dv = backward(q, k, v, do.astype(v.dtype), log2_sum, di, plan, options, static.interpret)
-    seen = jnp.repeat(plan.first_key != NOWHERE, plan.blocks.q)
-    dq = jnp.where(seen, dq, 0.0).swapaxes(2, 3) * (1.0 / options.query_factor)
+    dq, dk, dv = backward(q, k, v, do, log2_sum[:, :, None], di[:, :, None], plan, options, interpret)
+    dq = turned_back(dq, plan, 1.0 / options.query_factor, q.dtype, interpret)
     # A sink's weight in the sum takes from all outputs, and adds to lse.
     weight = None if sinks is None else jnp.exp(sinks[:, :, None] - jnp.where(blind, 0.0, lse))
-    dsinks = None if weight is None else -jnp.sum(weight * di[:, :, 0], axis=2)
-    return dq.astype(q.dtype), dk, dv, dsinks, None, None
+    dsinks = None if weight is None else -jnp.sum(weight * di, axis=2)
+    return dq, dk, dv, dsinks, None, None
 
 
 _attention.defvjp(_solve, gradients)

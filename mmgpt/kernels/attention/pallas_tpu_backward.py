@@ -3,6 +3,8 @@
 `dk` and `dv` of a block of keys gather in VMEM while its blocks of queries pass. `dq` gathers in HBM: each block of
 queries comes to VMEM, is added to and goes back, while other blocks are worked on (`_Slots`). Shapes as in
 `pallas_tpu_forward.py`.
+
+Two small kernels go before and after it: `output_sums`, and `turned_back`. XLA would turn arrays round in between.
 """
 
 import functools
@@ -17,14 +19,17 @@ from mmgpt.kernels.attention.logits import Options, capped, product
 from mmgpt.kernels.attention.pallas_tpu_forward import (
     LANES,
     PARAMS,
+    VMEM_LIMIT,
     Mask,
     Specs,
     chunks,
     each_class,
+    each_head,
     ends,
+    of_head,
     rows_of,
 )
-from mmgpt.kernels.attention.plan import EMPTY, FULL, Plan, unpacked
+from mmgpt.kernels.attention.plan import EMPTY, FULL, NOWHERE, Plan, unpacked
 
 RING = 4
 """Blocks of queries whose dq is in VMEM: documents of up to so many blocks never read it back."""
@@ -151,7 +156,7 @@ class _Block(NamedTuple):
         return p, slope
 
     def differentiate(self, p: jax.Array, slope: jax.Array | None, r: jax.Array, here: Any) -> None:
-        do, q = self.do[0, r, here, :], self.q[0, r, here, :]
+        do, q = of_head(self.do, r, self.q.shape[3])[here, :], self.q[0, r, here, :]
         self.dv[...] += product(p.astype(do.dtype), do, 1, 0)
         ds = p * (product(self.v[0], do, 1, 1) - self.di[0, r, :, here])
         ds = (ds if slope is None else ds * slope).astype(q.dtype)
@@ -208,7 +213,7 @@ def backward(
     q_GRNK: jax.Array,
     k_GMK: jax.Array,
     v_GMK: jax.Array,
-    do_GRNK: jax.Array,
+    do: jax.Array,
     lse_GR1N: jax.Array,
     di_GR1N: jax.Array,
     plan: Plan,
@@ -217,6 +222,7 @@ def backward(
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """`(dq [G, R, K, N] float32, dk, dv [G, M, K])`; dq lacks the scale, and is undefined in blocks that see nothing.
 
+    `do [G, R, N, K]`, or `[N, G * R * K]` with K a multiple of LANES.
     `lse` in units of log 2, UNSEEN where nothing is seen; `di` the sum of do x out of each query, less lse's gradient.
     """
     G, R, N, K = q_GRNK.shape
@@ -226,7 +232,7 @@ def backward(
         num_scalar_prefetch=3,
         grid=(G, plan.count_by_key[0]),
         in_specs=[
-            *(at.heads, at.keys, at.keys, at.heads, at.sums, at.sums),
+            *(at.heads, at.keys, at.keys, at.heads if do.ndim == 4 else at.flat, at.sums, at.sums),
             *(at.row, at.row, at.row, at.key_row),
         ],
         out_specs=[pl.BlockSpec(memory_space=pl.ANY), at.keys, at.keys],
@@ -252,5 +258,70 @@ def backward(
         interpret=interpret,
     )(
         *(plan.by_key, plan.base, plan.first_key, q_GRNK, k_GMK, v_GMK),
-        *(do_GRNK, lse_GR1N, di_GR1N, *rows_of(plan)),
+        *(do, lse_GR1N, di_GR1N, *rows_of(plan)),
     )
+
+
+SUBLANES = 16
+"""Of a register of bfloat16."""
+EACH_BLOCK = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), vmem_limit_bytes=VMEM_LIMIT)
+
+
+def _sums_kernel(do: Any, out: Any, di: Any, *, head_dim: int) -> None:
+    def of(r: jax.Array) -> None:
+        part = of_head(do, r, head_dim)[...].astype(jnp.float32) * of_head(out, r, head_dim)[...].astype(jnp.float32)
+        # Products with ones put the sums on lanes; two of bfloat16 have 16 of the terms' 24 bits.
+        high = part.astype(do.dtype)
+        parts = (high,) if high.dtype == part.dtype else (high, (part - high.astype(jnp.float32)).astype(do.dtype))
+        ones = jnp.ones((SUBLANES, head_dim), do.dtype)
+        di[0, r] = sum(product(ones, x, 1, 1) for x in parts)[:1]
+
+    each_head(di.shape[1], of)
+
+
+def output_sums(do_NX: jax.Array, out_NX: jax.Array, G: int, R: int, width: int, interpret: Any = False) -> jax.Array:
+    """The sums `[G, R, 1, N] float32` over each head of do x out, both `[N, G * R * K]`; `width` divides N."""
+    N, K = do_NX.shape[0], do_NX.shape[1] // (G * R)
+    flat = pl.BlockSpec((width, R * K), lambda g, i: (i, g))
+    return pl.pallas_call(
+        functools.partial(_sums_kernel, head_dim=K),
+        grid=(G, N // width),
+        in_specs=[flat, flat],
+        out_specs=pl.BlockSpec((1, R, 1, width), lambda g, i: (g, 0, 0, i)),
+        out_shape=jax.ShapeDtypeStruct((G, R, 1, N), jnp.float32),
+        compiler_params=EACH_BLOCK,
+        name="attention_sums",
+        interpret=interpret,
+    )(do_NX, out_NX)
+
+
+def _turn_kernel(first_key: Any, dq: Any, out: Any, *, factor: float) -> None:
+    def of(r: jax.Array) -> None:
+        out[0, r] = jnp.transpose((dq[0, r] * factor).astype(out.dtype))
+
+    seen = first_key[pl.program_id(1)] != NOWHERE
+    pl.when(seen)(lambda: each_head(dq.shape[1], of))
+
+    @pl.when(jnp.logical_not(seen))
+    def _():
+        out[...] = jnp.zeros_like(out)
+
+
+def turned_back(dq_GRKN: jax.Array, plan: Plan, factor: float, dtype: Any, interpret: Any = False) -> jax.Array:
+    """`dq [G, R, N, K]` in `dtype`, multiplied, and zero where nothing is seen."""
+    G, R, K, N = dq_GRKN.shape
+    width = plan.blocks.q
+    grid = pltpu.PrefetchScalarGridSpec(
+        num_scalar_prefetch=1,
+        grid=(G, N // width),
+        in_specs=[pl.BlockSpec((1, R, K, width), lambda g, i, _: (g, 0, 0, i))],
+        out_specs=pl.BlockSpec((1, R, width, K), lambda g, i, _: (g, 0, i, 0)),
+    )
+    return pl.pallas_call(
+        functools.partial(_turn_kernel, factor=factor),
+        grid_spec=grid,
+        out_shape=jax.ShapeDtypeStruct((G, R, N, K), dtype),
+        compiler_params=EACH_BLOCK,
+        name="attention_turn",
+        interpret=interpret,
+    )(plan.first_key, dq_GRKN)

@@ -86,15 +86,23 @@ def rows_of(plan: Plan) -> tuple[jax.Array, ...]:
     return tuple(x[None] for x in (plan.start, plan.stop, plan.island, plan.key_island))
 
 
+def of_head(block: Any, r: jax.Array, head_dim: int) -> Any:
+    """The part `[q, K]` that one head has of a block `[1, R, q, K]`, or `[q, R * K]` of heads side by side."""
+    if len(block.shape) == 4:
+        return block.at[0, r]
+    return block.at[:, pl.ds(pl.multiple_of(r * head_dim, LANES), head_dim)]
+
+
 class Specs(NamedTuple):
     """What of each array a step of the grid (key head, entry) has in VMEM.
 
-    `row` of a query's number, `heads [1, R, q, K]`, `sums [1, R, 1, q]`, `keys [1, k, K]`, `turned [1, K, k]`, and
-    `key_row` of a key's number.
+    `row` of a query's number, `heads [1, R, q, K]`, `flat [q, R * K]` of heads side by side, `sums [1, R, 1, q]`,
+    `keys [1, k, K]`, `turned [1, K, k]`, and `key_row` of a key's number.
     """
 
     row: pl.BlockSpec
     heads: pl.BlockSpec
+    flat: pl.BlockSpec
     sums: pl.BlockSpec
     keys: pl.BlockSpec
     turned: pl.BlockSpec
@@ -114,6 +122,7 @@ class Specs(NamedTuple):
         return cls(
             row=pl.BlockSpec((1, q), lambda g, *n: (0, query(*n))),
             heads=pl.BlockSpec((1, heads, q, head_dim), lambda g, *n: (g, 0, query(*n), 0)),
+            flat=pl.BlockSpec((q, heads * head_dim), lambda g, *n: (query(*n), g)),
             sums=pl.BlockSpec((1, heads, 1, q), lambda g, *n: (g, 0, 0, query(*n))),
             keys=pl.BlockSpec((1, k, head_dim), lambda g, *n: (g, key(*n), 0)),
             turned=pl.BlockSpec((1, head_dim, k), lambda g, *n: (g, 0, key(*n))),
@@ -188,7 +197,7 @@ class _Block(NamedTuple):
     def finish(self, out: Any, lse: Any, r: jax.Array) -> None:
         empty = self.sums[r] == 0.0
         total = jnp.where(empty, 1.0, self.sums[r])
-        out[0, r] = jnp.transpose((self.acc[r] / total).astype(out.dtype))
+        of_head(out, r, self.acc.shape[1])[...] = jnp.transpose((self.acc[r] / total).astype(out.dtype))
         lse[0, r] = jnp.where(empty, -jnp.inf, (jnp.log2(total) + self.high[r]) * (1.0 / LOG2E))
 
 
@@ -228,11 +237,14 @@ def forward(
     plan: Plan,
     options: Options,
     bounded: jax.Array | None = None,
+    *,
+    flat: bool = False,
     interpret: Any = False,
 ) -> tuple[jax.Array, jax.Array]:
     """`(out [G, R, N, K] in v's dtype, lse [G, R, 1, N] float32)`; zeros and -inf where nothing is seen.
 
     `bounded []` says it of the logits where the options leave it open; the kernel then holds the bodies of both.
+    `flat`: out is `[N, G * R * K]`, as a projection takes it. K is then a multiple of LANES.
     """
     G, R, N, K = q_GRNK.shape
     bq, bk = plan.blocks
@@ -244,7 +256,7 @@ def forward(
         num_scalar_prefetch=3,
         grid=(G, plan.count_by_query[0]),
         in_specs=[at.heads, at.keys, at.turned, *rows, pl.BlockSpec(memory_space=pltpu.SMEM)],
-        out_specs=[at.heads, at.sums],
+        out_specs=[at.flat if flat else at.heads, at.sums],
         scratch_shapes=[
             pltpu.VMEM((R, K, bq), jnp.float32),
             pltpu.VMEM((R, 1, bq), jnp.float32),
@@ -257,7 +269,7 @@ def forward(
         functools.partial(_kernel, options=options),
         grid_spec=grid,
         out_shape=[
-            jax.ShapeDtypeStruct((G, R, N, K), v_GMK.dtype),
+            jax.ShapeDtypeStruct((N, G * R * K) if flat else (G, R, N, K), v_GMK.dtype),
             jax.ShapeDtypeStruct((G, R, 1, N), jnp.float32),
         ],
         compiler_params=PARAMS,
