@@ -102,8 +102,14 @@ def bench_plan(only: tuple[str, ...] = (), json: Path | None = None) -> None:
     unknown = sorted(set(only) - {row.preset for row in ROWS})
     if unknown:
         raise ConfigError(f"--only {' '.join(unknown)}: one of {', '.join(row.preset for row in ROWS)}.")
-    found = [compared(row) for row in ROWS if not only or row.preset in only]
-    show(_table(found))
+    found = []
+    for row in ROWS:
+        if only and row.preset not in only:
+            continue
+        found.append(compared(row))
+        show(_table(found[-1:]))  # at once: the next one may take long, or not fit
+    if len(found) > 1:
+        show(_table(found))
     if json is not None:
         write_json(json, [dataclasses.asdict(c) | {"deviation": c.deviation} for c in found])
 
