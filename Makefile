@@ -30,7 +30,7 @@ test: $(TEST)  ## The fast tests
 	$(VENV)/bin/python -m pytest -m "not slow" -n $(WORKERS) --dist loadfile $(ARGS)
 
 test-slow: $(TEST)  ## The slow tests
-	$(VENV)/bin/python -m pytest -m slow $(ARGS)
+	$(VENV)/bin/python -m pytest -m slow -n $(WORKERS) --dist loadfile $(ARGS)
 
 lint: $(TEST)  ## ruff and pyright, all of them even when one finds something
 	@status=0; for tool in "ruff check ." "ruff format --check ." "pyright --pythonpath $(VENV)/bin/python"; do \

@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import socket
@@ -137,35 +136,6 @@ def test_sigterm_saves_and_the_same_command_goes_on(undisturbed: Path, made: Run
     out = finish(start(folder, "--save-every", "1000"))
     assert f"going on from step {saved} of {made.steps}" in out
     assert same_end(folder, undisturbed, made)
-
-
-def killed(undisturbed: Path, run: Run, folder: Path, kills: int, seed: int) -> None:
-    """Kills a run at random moments, most of them inside a save; each life may get some steps further."""
-    prepared(run, folder)
-    draw, done = random.Random(seed), 0
-    for _ in range(kills):
-        process = start(folder)
-        if not wait_for(process, folder, done + 1 + draw.randrange(2)):
-            break
-        time.sleep(draw.uniform(0, 0.1))
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
-        steps = [int(p.name) for p in (folder / "checkpoints").iterdir() if p.name.isdecimal()]
-        done = max(steps, default=0)
-    finish(start(folder))
-    assert same_end(folder, undisturbed, run)
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir() if not p.name.isdecimal()) == []
-
-
-def test_two_kills_change_nothing(undisturbed: Path, made: Run, tmp_path: Path) -> None:
-    killed(undisturbed, made, tmp_path / "killed", kills=2, seed=0)
-
-
-@pytest.mark.slow
-def test_20_kills_change_nothing(made: Run, tmp_path: Path) -> None:
-    run = made.replace(steps=60, save_every=1)
-    finish(start(prepared(run, tmp_path / "undisturbed")))
-    killed(tmp_path / "undisturbed", run, tmp_path / "killed", kills=20, seed=1)
 
 
 def test_a_finished_run_has_nothing_to_do(undisturbed: Path, made: Run, tmp_path: Path) -> None:
