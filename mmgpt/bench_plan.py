@@ -13,7 +13,7 @@ from rich.table import Table
 
 from mmgpt import presets
 from mmgpt.core.config import ConfigError
-from mmgpt.core.log import console, show, write_json
+from mmgpt.core.log import check_writable, console, show, write_json
 from mmgpt.plan import report
 from mmgpt.train.run import Run
 
@@ -102,6 +102,8 @@ def bench_plan(only: tuple[str, ...] = (), json: Path | None = None) -> None:
     unknown = sorted(set(only) - {row.preset for row in ROWS})
     if unknown:
         raise ConfigError(f"--only {' '.join(unknown)}: one of {', '.join(row.preset for row in ROWS)}.")
+    if json is not None:
+        check_writable(json)
     found = []
     for row in ROWS:
         if only and row.preset not in only:

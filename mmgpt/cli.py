@@ -160,8 +160,10 @@ def _plan(args: list[str]) -> None:
         html: Path | None = None
         """Write a page with pictures of memory, time and communication."""
 
-    if "--search" in rest and not (*rest, "")[rest.index("--search") + 1].isdigit():
-        rest.insert(rest.index("--search") + 1, "4")
+    if "--search" in rest:
+        number = rest.index("--search") + 1
+        if not rest[number:] or rest[number].startswith("--") or "=" in rest[number]:
+            rest.insert(number, "4")
     asked = tyro.cli(Options, args=as_flags(rest), prog=f"mmgpt plan {name}", config=FLAGS)
     from mmgpt.plan.command import plan_run
 

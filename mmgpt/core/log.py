@@ -124,6 +124,8 @@ def check_writable(path: Path) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=path.parent):
             pass
+    except FileExistsError as error:  # as mkdir says it
+        raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is no folder", str(path)) from error
     except OSError as error:
         error.filename = str(path)
         raise

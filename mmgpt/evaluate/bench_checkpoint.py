@@ -17,7 +17,7 @@ import numpy as np
 from orbax.checkpoint import v1 as ocp
 
 from mmgpt.core.config import ConfigError
-from mmgpt.core.log import progress, show, table, write_json
+from mmgpt.core.log import check_writable, progress, show, table, write_json
 from mmgpt.dist import axes as rules
 from mmgpt.dist.mesh import Mesh
 from mmgpt.train.checkpoint import Checkpoints
@@ -44,8 +44,10 @@ def bench_checkpoint(
         interval: seconds between saves, of which a save holds up a share.
         json: write the figures.
     """
-    if gigabytes <= 0 or repeats < 1 or interval <= 0:
+    if not (0 < gigabytes < math.inf and 0 < interval < math.inf) or repeats < 1:
         raise ConfigError("--gigabytes and --interval must be above 0, and --repeats at least 1.")
+    if json is not None:
+        check_writable(json)
     Mesh.Config(cpu_devices=DEVICES).split_cpu()
     if jax.device_count() < DEVICES:
         raise ConfigError(f"there are {jax.device_count()} devices; moving between meshes needs {DEVICES}.")

@@ -5,6 +5,7 @@ Every number that goes in is an argument whose help says where it is from; those
 
 import dataclasses
 import heapq
+import math
 import random
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +14,7 @@ import numpy as np
 import tyro
 
 from mmgpt.core.config import ConfigError
-from mmgpt.core.log import progress, show, table, write_json
+from mmgpt.core.log import check_writable, progress, show, table, write_json
 
 DAY = 86400.0
 LLAMA_HOST_DAYS = 54 * 2048 / 419
@@ -83,8 +84,11 @@ class Goodput:
     def check(self) -> None:
         """ConfigError on what no run is."""
         above = ("hosts", "days", "step", "save_every", "host_days", "planned_host_days", "replay_every")
-        for name in (*above, "corruption_days", "spike_days"):
-            if getattr(self, name) <= 0:
+        above += ("corruption_days", "spike_days")
+        for name, value in vars(self).items():
+            if not 0 <= value < math.inf:
+                raise ConfigError(f"--{name.replace('_', '-')} is {value}; give a number of 0 or more.")
+            if name in above and value == 0:
                 raise ConfigError(f"--{name.replace('_', '-')} must be above 0.")
         for name in ("host_gone", "evaluation", "data_wait"):
             if not 0 <= getattr(self, name) < 1:
@@ -232,6 +236,8 @@ def bench_goodput(
     run.check()
     if seeds < 1:
         raise ConfigError(f"--seeds is {seeds}; give at least 1.")
+    if json is not None:
+        check_writable(json)
     rows: dict[str, dict[str, float]] = {}
     for name, changed in progress(variants(run).items(), total=len(variants(run)), label="variants"):
         found = [Simulation(changed, seed).run() for seed in range(seeds)]

@@ -76,7 +76,12 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
     from jax.experimental import topologies
 
     chip_of(topology)
+    if slices < 1:
+        raise ConfigError(f"--slices is {slices}; it must be at least 1.")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+    # What a TPU's machine would say of itself. It changes no topology; without it libtpu complains at length.
+    os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
+    os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
     os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # nothing here takes a TPU from another process
     if not devices_in_use():
         jax.config.update("jax_platforms", "cpu")  # libtpu alone makes JAX look for a TPU, which takes minutes

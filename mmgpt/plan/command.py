@@ -6,7 +6,7 @@ from pathlib import Path
 from rich.table import Table
 
 from mmgpt.core.config import ConfigError
-from mmgpt.core.log import console, show, write_atomic
+from mmgpt.core.log import check_writable, console, show, write_atomic
 from mmgpt.plan import report
 from mmgpt.plan.chips import chip_of, devices
 from mmgpt.plan.compiled import TooLarge, fitted
@@ -28,6 +28,8 @@ def plan_run(
     html: Path | None,
 ) -> None:
     """Tells a plan, with `search` the best of so many. ConfigError where run, topology or mesh cannot be."""
+    for path in filter(None, (json_file, html)):
+        check_writable(path)  # before minutes of compiling
     if search is not None:
         made = _searched(run, topology, slices, documents, search)
     else:

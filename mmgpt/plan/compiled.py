@@ -19,7 +19,7 @@ from mmgpt.plan.chips import Chip
 from mmgpt.plan.hlo import Program, parse
 from mmgpt.plan.memory import Memory
 from mmgpt.train import state as states
-from mmgpt.train.run import Run
+from mmgpt.train.run import Run, check
 from mmgpt.train.state import Structure
 from mmgpt.train.step import make_step, placed_shapes
 
@@ -56,6 +56,7 @@ def fitted(run: Run) -> Run:
     """The run with the sizes that a vocabulary sets; ConfigError where its tokenizers are needed and not there."""
     if not isinstance(run.model, Decoder.Config) or not isinstance(run.data, PackedRows.Config):
         raise ConfigError("a plan is of a decoder that trains on packed rows; this run is neither.")
+    check(run)
     if run.model.vocab == 0:
         if run.tokens is None:
             raise ConfigError("model.vocab is 0 and the run has no tokens; give --model.vocab.")

@@ -131,7 +131,7 @@ class Built:
     optimizer: Optimizer
 
 
-def _check(run: Run) -> None:
+def check(run: Run) -> None:
     """ConfigError on numbers that make no run."""
     least = {
         "steps": 1,
@@ -171,7 +171,7 @@ _SIZES = ("batch_rows", "row_length", "height", "width")
 
 def build(run: Run) -> Built:
     """Builds everything but the data. Model and objective are fitted to the grammar's vocabulary first."""
-    _check(run)
+    check(run)
     grammar = run.tokens.build() if run.tokens is not None else None
     model, objective = run.model, run.objective
     if grammar is not None:

@@ -23,7 +23,9 @@ def test_figures_are_of_one_run(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["figures.json"]
 
 
-@pytest.mark.parametrize("options", [{"gigabytes": 0.0}, {"repeats": 0}, {"interval": 0.0}])
+@pytest.mark.parametrize(
+    "options", [{"gigabytes": 0.0}, {"gigabytes": float("nan")}, {"repeats": 0}, {"interval": 0.0}]
+)
 def test_nothing_to_measure_is_refused(options: dict) -> None:
     with pytest.raises(ConfigError, match="above 0"):
         bench_checkpoint(**options)

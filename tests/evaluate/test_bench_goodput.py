@@ -62,7 +62,18 @@ def test_a_thousand_hosts_reach_97_percent_and_every_variant_is_another_run() ->
     assert len(set(runs)) == len(runs)
 
 
-@pytest.mark.parametrize("change", [{"hosts": 0}, {"host_gone": 1.5}, {"spike_days": 0.0}, {"save_every": -1}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"hosts": 0},
+        {"host_gone": 1.5},
+        {"spike_days": 0.0},
+        {"save_every": -1},
+        {"days": float("nan")},
+        {"days": float("inf")},
+        {"restore": -1.0},
+    ],
+)
 def test_numbers_that_make_no_run_are_told(change: dict) -> None:
     with pytest.raises(ConfigError, match=f"--{next(iter(change)).replace('_', '-')}"):
         dataclasses.replace(Goodput(), **change).check()
