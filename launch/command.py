@@ -140,11 +140,14 @@ def _backend(args: list[str]) -> str:
 
 def _runs(asked: _Asked) -> "list[Run]":
     """The config of each task, checked against the machines that the job asks for."""
+    from mmgpt.train.run import check
+
     runs = []
     for changes in combinations(asked.spec.sweep):
         run, run_dir = overridden(asked.run, list(changes), "mmgpt launch --sweep")
         if run_dir is not None:
             raise LaunchError("--sweep run_dir: the runs of a sweep lie below --run-dir, numbered.")
+        check(run)
         if run in runs:
             raise LaunchError(
                 f"the sweep makes the same run twice ({', '.join(changes)}): leave one of the values out."

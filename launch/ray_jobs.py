@@ -6,6 +6,7 @@ code for whoever reaches it, so only one on this machine is spoken to.
 """
 
 import ipaddress
+import math
 import socket
 from urllib.parse import urlsplit
 
@@ -30,9 +31,16 @@ class Ray(Platform):
     """Ray's name of the chips: GPU or TPU."""
 
     def check(self, spec: JobSpec, tasks: int) -> None:
-        parts = urlsplit(self.address)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LaunchError(f"ray.address {self.address!r} is not http://HOST:PORT.")
+        wrong = f"ray.address {self.address!r} is not http://HOST:PORT."
+        try:
+            parts = urlsplit(self.address)
+            named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError as e:  # a port or an IPv6 address that is none
+            raise LaunchError(wrong) from e
+        if not named or not parts.hostname:
+            raise LaunchError(wrong)
+        if not 0 <= self.cpus_per_node < math.inf:
+            raise LaunchError(f"ray.cpus_per_node is {self.cpus_per_node}; give a number of 0 or more.")
         if not self.allow_remote and not _is_here(parts.hostname):
             raise LaunchError(
                 f"ray.address {self.address} is of another machine. Ray's job interface asks nobody who they are, so "
