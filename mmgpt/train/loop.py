@@ -18,7 +18,7 @@ from mmgpt.train.goodput import Clock, Rates
 from mmgpt.train.held_out import HeldOut
 from mmgpt.train.life import Hook, Life
 from mmgpt.train.rollback import go_back
-from mmgpt.train.run import Run, alone, build, build_rows, changes, claim
+from mmgpt.train.run import Run, alone, build, build_rows, changes, goes_on, record
 from mmgpt.train.skips import Skips
 from mmgpt.train.speed import matmul_peak, speed, tell
 from mmgpt.train.spikes import Spike
@@ -49,8 +49,9 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None, export: Hook | None
         run.mesh.split_cpu()  # before anything asks for a device
         if hosts.is_lead():
             held.enter_context(alone(run_dir))
-        going_on = claim(run, run_dir)
         built = build(run)
+        going_on = goes_on(run, run_dir)
+        hosts.barrier("run folder checked")
         held.enter_context(jax.set_mesh(built.mesh))
         checkpoints = held.enter_context(run.checkpoint.build(run_dir / "checkpoints"))
         metrics = held.enter_context(contextlib.closing(Metrics(run_dir) if hosts.is_lead() else Untold(run_dir)))
@@ -79,6 +80,8 @@ def _from_the_newest(life: Life, going_on: bool, again: bool) -> Outcome:
     life.spikes = run.spikes.build([skips.step(change.step * skips.batch_rows) + 1 for change in changes(run)])
     with contextlib.closing(build_rows(life.built, life.run_dir, skips)) as rows:
         state, first, meta = start(life.built, life.run_dir, life.checkpoints, skips)
+        if not again:
+            record(run, life.run_dir, going_on)
         life.spikes.recall(meta.get("spikes"))
         if again:
             life.clock.go_back(meta.get("seconds", {}))

@@ -270,20 +270,18 @@ def goes_on(run: Run, run_dir: Path) -> bool:
     return _begun(run_dir)
 
 
-def claim(run: Run, run_dir: Path) -> bool:
-    """Makes a run folder this run's: writes its config, command line and code version, or checks that it goes on.
+def record(run: Run, run_dir: Path, going_on: bool) -> None:
+    """Writes config, command line and, of a run that begins, the code's version; called once the run can start.
 
-    Returns whether the folder held the run already. ConfigError when it holds a run of another config.
+    A config that cannot run must not take the place of one that could.
     """
-    known = goes_on(run, run_dir)
-    hosts.barrier("run folder checked")
     if not hosts.is_lead():
-        return known
+        return
     run_dir.mkdir(parents=True, exist_ok=True)
     write_atomic(run_dir / "config.json", config.to_json(run))
     with open(run_dir / "command.txt", "a") as f:
         f.write(" ".join(sys.argv) + "\n")
-    if not known:
+    if not going_on:
         for name, command in {
             "commit.txt": ["git", "rev-parse", "HEAD"],
             "diff.patch": ["git", "diff", "HEAD"],
@@ -294,7 +292,6 @@ def claim(run: Run, run_dir: Path) -> bool:
                 break  # no git here
             if done.returncode == 0:
                 write_atomic(run_dir / name, done.stdout)
-    return known
 
 
 @dataclasses.dataclass(frozen=True)

@@ -16,13 +16,14 @@ import pytest
 
 from mmgpt.core import config
 from mmgpt.core.config import ConfigError
+from mmgpt.core.errors import UserError
 from mmgpt.core.log import read_metrics
 from mmgpt.data.mixture import Change
 from mmgpt.dist.mesh import Mesh
 from mmgpt.train import state as states
 from mmgpt.train.checkpoint import CheckpointError
 from mmgpt.train.loop import train
-from mmgpt.train.run import Run, alone, build, build_rows, claim
+from mmgpt.train.run import Run, alone, build, build_rows, goes_on, record
 from mmgpt.train.state import Structure
 from tests import tiny
 from tests.small_disk import small_disk
@@ -168,6 +169,35 @@ def test_missing_data_is_told(made: Run, tmp_path: Path) -> None:
     data = made.data.replace(sources=(made.data.sources[0].replace(path=str(tmp_path / "nowhere")),))
     out = finish(start(prepared(made.replace(data=data), tmp_path / "run")), code=1)
     assert "nowhere" in out and "Traceback" not in out
+
+
+def claim(run: Run, folder: Path) -> bool:
+    known = goes_on(run, folder)
+    record(run, folder, known)
+    return known
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("steps", 0),
+        ("microbatches", 3),
+        ("mesh.fsdp", 3),
+        ("spikes.skip", -1),
+        ("checkpoint.keep", 0),
+        ("data.threads", -1),
+        ("data.batch_rows", 0),
+    ],
+)
+def test_a_config_that_cannot_run_leaves_the_one_that_could(made: Run, tmp_path: Path, key: str, value: int) -> None:
+    folder = prepared(made, tmp_path / "run")
+    before = (folder / "config.json").read_bytes()
+    part, _, leaf = key.rpartition(".")
+    changed = made.replace(**{part: getattr(made, part).replace(**{leaf: value})} if part else {leaf: value})
+    with pytest.raises(UserError, match=leaf):
+        train(changed, folder)
+    assert (folder / "config.json").read_bytes() == before
+    assert not (folder / "command.txt").exists()
 
 
 def test_what_a_step_does_not_compute_may_change(made: Run, tmp_path: Path) -> None:

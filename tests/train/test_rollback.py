@@ -113,7 +113,7 @@ def test_a_run_goes_on_from_any_step_after_it_bit_for_bit(
     else:
         blind = made.replace(steps=12, spikes=made.spikes.replace(in_a_row=99), checkpoint=keeping(10))
         with monkeypatch.context() as patched:
-            patched.setattr(runs, "goes_on", lambda run, run_dir: True)
+            patched.setattr(loop, "goes_on", lambda run, run_dir: True)
             trained(made.replace(spikes=blind.spikes, checkpoint=blind.checkpoint), folder, patched, nan=batches(9, 30))
         for later in (14, 16):
             shutil.rmtree(folder / "checkpoints" / str(later))
