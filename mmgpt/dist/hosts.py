@@ -11,7 +11,7 @@ from jax.experimental import multihost_utils
 from mmgpt.core.ending import REQUEUE
 from mmgpt.core.log import console
 from mmgpt.dist import peers, stopping
-from mmgpt.dist.peers import Hosts, watched
+from mmgpt.dist.peers import Hosts, JoinError, watched
 from mmgpt.dist.stopping import Save, begin_step, rest, stoppable
 
 __all__ = [
@@ -49,10 +49,14 @@ def start(
     """
     stopping.listen()
     coordinator_address = coordinator_address or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if num_processes is None and coordinator_address and "JAX_NUM_PROCESSES" in os.environ:
-        num_processes = int(os.environ["JAX_NUM_PROCESSES"])
-    if process_id is None and coordinator_address and "JAX_PROCESS_ID" in os.environ:
-        process_id = int(os.environ["JAX_PROCESS_ID"])
+    if coordinator_address and not coordinator_address.rpartition(":")[2].isdecimal():
+        raise JoinError(
+            f"the coordinator's address {coordinator_address!r} is not HOST:PORT (JAX_COORDINATOR_ADDRESS)."
+        )
+    if num_processes is None and coordinator_address:
+        num_processes = _said("JAX_NUM_PROCESSES")
+    if process_id is None and coordinator_address:
+        process_id = _said("JAX_PROCESS_ID")
     if num_processes == 1 or peers.joined():
         return
     if None not in (coordinator_address, num_processes, process_id):
@@ -66,12 +70,21 @@ def start(
         peers.join(coordinator_address, num_processes, process_id, detection, settings or Hosts.Config())
     except ValueError as e:
         if (coordinator_address, num_processes, process_id) != (None, None, None):
-            raise ValueError(
+            raise JoinError(
                 f"cannot join the run: coordinator_address={coordinator_address}, num_processes={num_processes}, "
-                f"process_id={process_id} and no cluster that says the rest ({e}). Give all three."
+                f"process_id={process_id} and no cluster that says the rest ({e}). Give all three, as "
+                "JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or none."
             ) from e
         return  # JAX knows no cluster here: one process, which needs no coordinator
     stopping.joined()
+
+
+def _said(name: str) -> int | None:
+    """A number from the environment, if it is there."""
+    text = os.environ.get(name)
+    if text is not None and not text.isdecimal():
+        raise JoinError(f"{name} is {text!r}; give a number, or unset it.")
+    return None if text is None else int(text)
 
 
 def shutdown() -> None:

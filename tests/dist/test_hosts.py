@@ -11,6 +11,7 @@ import time
 import pytest
 
 from mmgpt.dist import hosts
+from mmgpt.dist.peers import JoinError
 
 STEPS = """
 import os, signal, sys, time
@@ -122,6 +123,23 @@ def test_start_beside_the_main_thread_does_not_fail() -> None:
     thread.start()
     thread.join()
     assert not hosts.preempted(1)
+
+
+@pytest.mark.parametrize(
+    ("address", "processes", "said"),
+    [("nonsense", "2", "'nonsense' is not HOST:PORT"), ("127.0.0.1:1", "x", "JAX_NUM_PROCESSES is 'x'")],
+)
+def test_an_environment_that_names_no_run_is_told(
+    monkeypatch: pytest.MonkeyPatch, address: str, processes: str, said: str
+) -> None:
+    monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", address)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", processes)
+    monkeypatch.setenv("JAX_PROCESS_ID", "0")
+    try:
+        with pytest.raises(JoinError, match=said):
+            hosts.start()
+    finally:
+        hosts.shutdown()
 
 
 def test_half_an_address_is_refused_with_what_to_give(monkeypatch: pytest.MonkeyPatch) -> None:
