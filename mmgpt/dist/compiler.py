@@ -27,6 +27,13 @@ _OFFLOAD = "xla_tpu_enable_sparse_core_collective_offload_"
 OPTIONS = (
     Option(f"{_OFFLOAD}all_gather", "true", SPARSE, "Gathers run beside the products; on the TensorCore they wait."),
     Option(f"{_OFFLOAD}2d_all_gather", "true", SPARSE, "The same over two dimensions of the torus, as FSDP lies."),
+    Option(f"{_OFFLOAD}3d_all_gather", "true", SPARSE, "The same over three dimensions."),
+    Option(
+        "xla_tpu_prefer_async_allgather_to_allreduce",
+        "true",
+        SPARSE,
+        "A gather over a whole torus would become an all-reduce of whole weights: twice the bytes, and their memory.",
+    ),
     Option(f"{_OFFLOAD}reduce_scatter", "true", SPARSE, "Sums of gradients run beside the products."),
     Option(f"{_OFFLOAD}nd_reduce_scatter", "true", SPARSE, "The same over several dimensions of the torus."),
     Option(f"{_OFFLOAD}all_reduce", "true", SPARSE, "Sums over replicas run beside the products."),

@@ -143,8 +143,8 @@ def _warnings(found: Compiled, told: Told, chip: Chip) -> list[str]:
         if c.kind == "all-reduce" and "convert_element_type" in c.op_name and c.bytes > 1 << 20:
             said.append(
                 f"{c.source or c.op_name}: a gather became an all-reduce of the whole weight ({c.bytes / 1e6:.0f} MB, "
-                f"{times:.0f} times); fsdp={found.mesh.shape['fsdp']} spans more than two dimensions of the torus, or "
-                "its parts are less than a tile: let replica have the rest."
+                f"{times:.0f} times), as where its parts over fsdp={found.mesh.shape['fsdp']} are less than a tile: "
+                "take a smaller mesh.fsdp, and more of mesh.replica."
             )
     for name, times in told.unknown.items():
         said.append(f"{name}: a kernel whose time is not known ({times} times); it counts as nothing.")

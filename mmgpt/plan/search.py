@@ -120,22 +120,20 @@ def _microbatches(run: Run, sizes: tuple[int, ...]) -> list[int]:
     return [n for n in range(1, min(rows, 16) + 1) if rows % n == 0]
 
 
-def _links(mesh: jax.sharding.Mesh, chip: Chip) -> dict[str, tuple[int, int]]:
-    """Links of the torus that carry a ring along each axis of a mesh, and the dimensions that it spans."""
+def _links(mesh: jax.sharding.Mesh, chip: Chip) -> dict[str, int]:
+    """Links of the torus that carry a ring along each axis of a mesh."""
     torus, numbers = Torus(chip, list(mesh.devices.flat)), np.arange(mesh.size).reshape(mesh.devices.shape)
     found = {}
     for i, name in enumerate(mesh.axis_names):
         first = tuple(slice(None) if j == i else 0 for j in range(numbers.ndim))
-        group = [int(n) for n in numbers[first]]
-        spanned = sum(len({torus.places[n][dim] for n in group}) > 1 for dim in range(chip.dimensions))
-        found[name] = torus.links(group), spanned
+        found[name] = torus.links([int(n) for n in numbers[first]])
     return found
 
 
 def _guess(
     run: Run,
     sizes: tuple[int, ...],
-    links: dict[str, tuple[int, int]],
+    links: dict[str, int],
     chip: Chip,
     documents: str,
     per_parameter: float,
@@ -160,13 +158,11 @@ def _guess(
 
     def over(axis: str, size: float) -> float:
         """Seconds to gather `size` bytes along an axis, or to add them up there."""
-        return size * (shards[axis] - 1) / shards[axis] / (chip.link * links[axis][0])
+        return size * (shards[axis] - 1) / shards[axis] / (chip.link * links[axis])
 
     weights = 3 * over("fsdp", 2 * layer / tensor) + 2 * over("replica", 4 * layer / tensor / fsdp) / n
     activations = (8 * over("tensor", 2 * tokens * D) + 4 * over("context", 4 * rows * T * G / tensor)) * model.layers
     hidden = (dense + scores) / model.layers
-    if links["fsdp"][1] > 2 and chip.whole == 1:  # such a gather becomes an all-reduce that is waited for; not on v7x
-        weights, hidden = 2 * weights, 0.0
     exposed = max(0.0, weights - hidden) + DISTURBED * weights
     seconds = n * (dense + scores + activations + model.layers * exposed)
     return Candidate(

@@ -51,12 +51,6 @@ def test_what_is_tried_divides_and_is_estimated_to_fit(heads: int, most: int) ->
     assert max(c.sizes[3] for c in found) == most
 
 
-def test_gathers_over_a_plane_come_before_those_over_the_whole_torus() -> None:
-    found = candidates(run(), devices("v5p:4x4x4"), V5P, documents="one")
-    best = {c.sizes: c.seconds for c in reversed(found)}
-    assert best[4, 16, 1, 1] < best[1, 64, 1, 1]
-
-
 def test_each_mesh_is_tried_once_before_any_is_tried_again() -> None:
     found = candidates(run(), devices("v5p:4x4x4"), V5P, documents="one")
     meshes = len({c.sizes for c in found})
