@@ -112,7 +112,7 @@ class Decoder(nnx.Module):
 
         def build(self, rngs: nnx.Rngs) -> "Decoder":
             if self.vocab <= 0:
-                raise ConfigError("model.vocab is 0: give the padded vocabulary size of the grammar.")
+                raise ConfigError(f"model.vocab is {self.vocab}: give the padded vocabulary size of the grammar.")
             sizes = ("layers", "embed", "mlp", "heads", "kv_heads", "head_dim")
             if wrong := [f"model.{name} is {getattr(self, name)}" for name in sizes if getattr(self, name) < 1]:
                 raise ConfigError(f"{', '.join(wrong)}; sizes are 1 or more.")

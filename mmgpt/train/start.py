@@ -36,7 +36,7 @@ def start(
             f"{run_dir}: the checkpoint of step {restored.step} was saved at row {restored.position}, but this data "
             f"has {skips.batch_rows} rows a step. Give the batch size that the run had."
         )
-    done = restored.step == built.run.steps
+    done = restored.step >= built.run.steps
     what = f"{run_dir}: all {restored.step} steps are done" if done else f"going on from step {restored.step}"
     console.print(what if done else f"{what} of {built.run.steps}")
     return restored.state, restored.step, restored.meta
