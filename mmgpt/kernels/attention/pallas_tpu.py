@@ -132,7 +132,7 @@ def gradients(static: Static, saved: Any, cotangents: tuple[jax.Array, jax.Array
     do, options, interpret = do.astype(v.dtype), static.options, static.interpret
     blind = jnp.isneginf(lse)
     if static.flat:
-        sums = output_sums(do, out, *lse.shape[:2], plan.blocks.q, interpret)[:, :, 0]
+        sums = output_sums(do, out, lse.shape[0], lse.shape[1], plan.blocks.q, interpret)[:, :, 0]
     else:
         sums = jnp.sum(do.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
     # A probability's logit moves out, and lse by the probability itself; who sees nothing has neither.

@@ -270,11 +270,12 @@ EACH_BLOCK = pltpu.CompilerParams(dimension_semantics=("parallel", "parallel"), 
 def _sums_kernel(do: Any, out: Any, di: Any, *, head_dim: int) -> None:
     def of(r: jax.Array) -> None:
         part = of_head(do, r, head_dim)[...].astype(jnp.float32) * of_head(out, r, head_dim)[...].astype(jnp.float32)
-        # Products with ones put the sums on lanes; two of bfloat16 have 16 of the terms' 24 bits.
-        high = part.astype(do.dtype)
-        parts = (high,) if high.dtype == part.dtype else (high, (part - high.astype(jnp.float32)).astype(do.dtype))
-        ones = jnp.ones((SUBLANES, head_dim), do.dtype)
-        di[0, r] = sum(product(ones, x, 1, 1) for x in parts)[:1]
+        # A product with ones puts the sums on lanes; two in bfloat16 take 16 of the terms' 24 bits.
+        ones, high = jnp.ones((SUBLANES, head_dim), do.dtype), part.astype(do.dtype)
+        total = product(ones, high, 1, 1)
+        if high.dtype != part.dtype:
+            total += product(ones, (part - high.astype(jnp.float32)).astype(do.dtype), 1, 1)
+        di[0, r] = total[:1]
 
     each_head(di.shape[1], of)
 
