@@ -31,17 +31,16 @@ class Ray(Platform):
     """Ray's name of the chips: GPU or TPU."""
 
     def check(self, spec: JobSpec, tasks: int) -> None:
-        wrong = f"ray.address {self.address!r} is not http://HOST:PORT."
         try:
             parts = urlsplit(self.address)
-            named = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
-        except ValueError as e:  # a port or an IPv6 address that is none
-            raise LaunchError(wrong) from e
-        if not named or not parts.hostname:
-            raise LaunchError(wrong)
+            host = parts.hostname if parts.scheme in ("http", "https") and parts.port != 0 else None
+        except ValueError:  # a port or an IPv6 address that is none
+            host = None
+        if not host:
+            raise LaunchError(f"ray.address {self.address!r} is not http://HOST:PORT.")
         if not 0 <= self.cpus_per_node < math.inf:
             raise LaunchError(f"ray.cpus_per_node is {self.cpus_per_node}; give a number of 0 or more.")
-        if not self.allow_remote and not _is_here(parts.hostname):
+        if not self.allow_remote and not _is_here(host):
             raise LaunchError(
                 f"ray.address {self.address} is of another machine. Ray's job interface asks nobody who they are, so "
                 "forward its port to this one (ssh -L 8265:127.0.0.1:8265 HEAD), or give --ray.allow-remote True."

@@ -14,7 +14,6 @@ from mmgpt.core.stream import Visibility, packed_causal
 from mmgpt.evaluate.bench_attention_peers import Case, Program
 from mmgpt.kernels.attention import pallas_tpu, plan
 from mmgpt.kernels.attention.logits import Options
-from mmgpt.kernels.attention.pallas_tpu_forward import LANES
 from mmgpt.plan.kernel_cycles import Kernel
 
 FORWARD, BACKWARD = "attention_forward", "attention_backward"
@@ -52,7 +51,7 @@ def backward_alone(case: Case) -> tuple[Any, list[Any]]:
     """The backward pass from what a layer keeps, in the kernels' layout, and the shapes of what it takes."""
     G, R, K = case.kv_heads, case.heads // case.kv_heads, case.head_dim
     N = case.sequences * case.length
-    flat = K % LANES == 0
+    flat = pallas_tpu.side_by_side(K)
     static = pallas_tpu.Static(Options(soft_cap=None, bounded=case.bound is not None), flat, False)
 
     def call(q: Any, k: Any, v: Any, blocks: plan.Plan, out: Any, lse: Any, d_out: Any) -> Any:

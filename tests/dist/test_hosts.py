@@ -159,6 +159,50 @@ def test_two_processes_stop_after_the_same_step(victim: int) -> None:
     assert steps[0] == steps[1] >= 105
 
 
+def between_steps(code: str) -> list[str]:
+    """What two processes say that do this after a step, end to be queued again; it knows its process's `number`."""
+    port = free_port()
+    begin = f"""
+with hosts.stoppable():
+    hosts.start("127.0.0.1:{port}", 2, number := NUMBER)
+    hosts.begin_step()
+    assert not hosts.preempted(1, lambda: print("saved", flush=True) or True)
+"""
+    both = [launch(begin.replace("NUMBER", str(i)) + code, "pass") for i in range(2)]
+    told = [process.communicate(timeout=120) for process in both]
+    assert [process.returncode for process in both] == [hosts.REQUEUE] * 2, [err[-3000:] for _, err in told]
+    return [out for out, _ in told]
+
+
+@pytest.mark.multiproc
+def test_two_processes_leave_what_they_do_together_at_the_same_place() -> None:
+    said = between_steps("""
+    for place in range(300):
+        if number == 1 and place == 20:
+            os.kill(os.getpid(), signal.SIGTERM)
+        hosts.barrier("batch")
+        if hosts.preempted_within("an evaluation"):
+            print("left at", place, flush=True)
+            hosts.shutdown()
+            os._exit(hosts.REQUEUE)
+    os._exit(3)
+""")
+    places = [out.split("left at")[1].split()[0] for out in said]
+    assert places[0] == places[1] and int(places[0]) >= 20 and not any("saved" in out for out in said)
+
+
+@pytest.mark.multiproc
+def test_two_processes_that_wait_for_data_are_saved_at_once() -> None:
+    said = between_steps("""
+    hosts.rest()
+    if number == 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(20)
+    os._exit(3)
+""")
+    assert all("saved" in out for out in said)
+
+
 def test_a_sigterm_that_another_handler_took_is_not_ours() -> None:
     before, seen = signal.getsignal(signal.SIGTERM), []
     hosts.start()

@@ -49,6 +49,11 @@ def blocks(T: int, S: int, R: int, K: int, rows: int = 1, kind: str | None = Non
     return Blocks(q, k)
 
 
+def side_by_side(head_dim: int) -> bool:
+    """Whether heads may lie side by side in outputs: only those that fill whole registers can be written so."""
+    return head_dim % LANES == 0
+
+
 def attention(
     q_BTHK: jax.Array,
     k_BSGK: jax.Array,
@@ -79,7 +84,7 @@ def attention(
     R = H // G
     options = Options(soft_cap=soft_cap, sinks=sinks_H is not None)
     options, bound = settled(logit_bound, options)
-    flat = K % LANES == 0 and not isinstance(plan, Ring)
+    flat = side_by_side(K) and not isinstance(plan, Ring)
     static = Static(options, flat, interpret)
     factor = jnp.float32(scale * options.query_factor)
     q_GRNK = filled((q_BTHK * factor).astype(q_BTHK.dtype), q_block).reshape(-1, G, R, K).transpose(1, 2, 0, 3)
