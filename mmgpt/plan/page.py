@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from markupsafe import Markup
@@ -15,23 +15,20 @@ from mmgpt.core.svg import COLOURS, svg
 from mmgpt.data.pages import page
 from mmgpt.plan.memory import KINDS, Memory
 from mmgpt.plan.report import Plan
-from mmgpt.plan.schedule import WAITING, Piece, Told, Turn, by_source
+from mmgpt.plan.schedule import WAITING, Phase, Piece, Told, Turn, Work, by_source
 
 COLUMNS = 300
 """Instructions that the picture of memory draws: of each span of them the one where most is in use."""
 TURNS = 4
 """Loops whose turns are drawn, those first that take longest."""
-PHASES = ("forward", "recomputation", "backward", "update", "")
-WORK = {
-    "products": COLOURS[0],
-    "attention": COLOURS[4],
-    "other": "#93a1ad",
-    "filling arrays": "#c9b458",
-    "a loop": "#6b7f99",
-    WAITING: "#d64545",
-}
+PHASES = (*get_args(Phase), "")
+WORK: dict[str, str] = dict(
+    zip(get_args(Work), (COLOURS[0], COLOURS[4], COLOURS[3], "#93a1ad", "#c9b458", "#6b7f99", "#d64545"), strict=True)
+)
 """Colours of what the TensorCores do."""
-PHASE_COLOURS = {"forward": "#7fb2e5", "recomputation": "#e5a86a", "backward": "#6fbf93", "update": "#c79ac0"}
+PHASE_COLOURS: dict[str, str] = dict(
+    zip(get_args(Phase), ("#7fb2e5", "#e5a86a", "#6fbf93", "#c79ac0", "#b0b0b0"), strict=True)
+)
 CARRIED = {
     "all-gather": COLOURS[2],
     "reduce-scatter": COLOURS[1],

@@ -20,7 +20,7 @@ import collections
 import dataclasses
 import re
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from mmgpt.plan.chips import Chip
 from mmgpt.plan.collectives import Collective, Torus, found_in
@@ -33,7 +33,9 @@ ISSUES = ("-start", "-update", "recv", "send")
 HOST = "S(5)"
 """How a type says that an array lies in the host's memory."""
 
-WAITING = "waiting for communication"
+Work = Literal["products", "attention", "heads", "other", "filling arrays", "a loop", "waiting for communication"]
+Phase = Literal["forward", "recomputation", "backward", "update", "copies of the compiler"]
+WAITING: Work = "waiting for communication"
 
 KernelTime = Callable[[Instruction], float | None]
 """Seconds of a custom call, None where it is no kernel that is known."""
@@ -120,7 +122,7 @@ class Busy(NamedTuple):
         return self._replace(**{channel: end}), end
 
 
-def phase_of(op_name: str) -> str:
+def phase_of(op_name: str) -> Phase:
     """Which part of the step an operation belongs to."""
     if "rematted_computation" in op_name:
         return "recomputation"
@@ -273,7 +275,7 @@ class Schedule:
                 if "tpu_custom_call" in instruction.line:
                     told.unknown[name] += int(times)
                 return 0.0
-            what = "heads" if "heads_" in instruction.name else "attention"
+            what: Work = "heads" if "heads_" in instruction.name else "attention"
         elif instruction.opcode == "broadcast":
             seconds, what = size_of_result(instruction) / self.chip.bandwidth, "filling arrays"
         else:
