@@ -119,6 +119,7 @@ class ImageRows:
 
         def build(self, grammar: Grammar | None, *, seed: int, rows: int, folder: Path | None) -> "ImageRows":
             """The loader of the first `rows` rows; the grammar is not used. Raises LoaderError, DatasetError."""
+            self.check()
             return ImageRows(self, seed=seed, rows=rows, folder=folder)
 
     def __init__(self, config: Config, *, seed: int, rows: int, folder: Path | None) -> None:

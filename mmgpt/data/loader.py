@@ -32,6 +32,17 @@ __all__ = ["REJECTS", "LoaderError", "PackedRows", "Rows", "RowsConfig", "check_
 REJECTS = "rejects.jsonl"
 PLANS = "plans"
 """What a loader keeps in its run's folder: samples that failed, and pack plans."""
+LEAST = {
+    "batch_rows": 1,
+    "row_length": 2,
+    "height": 1,
+    "width": 1,
+    "cache_bytes": 0,
+    "threads": 0,
+    "prefetch": 0,
+    "workers": 0,
+}
+"""The least that a loader's numbers may be, those of any loader."""
 
 
 class Rows(Protocol):
@@ -60,6 +71,16 @@ class RowsConfig(Config, abc.ABC):
     def build(self, grammar: Grammar | None, *, seed: int, rows: int, folder: Path | None) -> Rows:
         """The loader of the first `rows` rows; rejects and plans are kept in `folder`, or nowhere."""
 
+    def check(self) -> None:
+        """Raises LoaderError on a number out of range."""
+        for name, value in vars(self).items():
+            if name in LEAST and value < LEAST[name]:
+                raise LoaderError(f"data.{name} is {value}; give {LEAST[name]} or more.")
+            if name == "held_out" and not 0 <= value < 1:
+                raise LoaderError(f"data.held_out is {value}; give a share of 0 to below 1.")
+            if name == "max_rejected" and not 0 <= value <= 1:
+                raise LoaderError(f"data.max_rejected is {value}; give a share of 0 to 1.")
+
 
 class PackedRows:
     """Documents of tokenised datasets, laid out by a grammar and packed into rows of one length."""
@@ -83,16 +104,6 @@ class PackedRows:
                 raise LoaderError("packed rows need a source, found none. Name tokenised datasets in data.sources.")
             self.check()
             return PackedRows(self, grammar, seed=seed, rows=rows, folder=folder)
-
-        def check(self) -> None:
-            """Raises LoaderError on a number out of range."""
-            for field, least in {"row_length": 2, "batch_rows": 1, "workers": 0, "threads": 0, "prefetch": 0}.items():
-                if (value := getattr(self, field)) < least:
-                    raise LoaderError(f"data.{field} is {value}; give {least} or more.")
-            if not 0 <= self.held_out < 1:
-                raise LoaderError(f"data.held_out is {self.held_out}; give a share of 0 to below 1.")
-            if not 0 <= self.max_rejected <= 1:
-                raise LoaderError(f"data.max_rejected is {self.max_rejected}; give a share of 0 to 1.")
 
     def __init__(self, config: Config, grammar: Grammar, *, seed: int, rows: int, folder: Path | None) -> None:
         self.batch_rows, self._config, self._grammar = config.batch_rows, config, grammar

@@ -132,7 +132,7 @@ class Built:
 
 
 def check(run: Run) -> None:
-    """ConfigError on numbers that make no run."""
+    """ConfigError, or the LoaderError of its data, on numbers that make no run."""
     least = {
         "steps": 1,
         "microbatches": 1,
@@ -143,7 +143,6 @@ def check(run: Run) -> None:
         "samples": 0,
     }
     values = {name: (getattr(run, name), low) for name, low in least.items()}
-    values |= {f"data.{name}": (value, 1) for name, value in vars(run.data).items() if name in _SIZES}
     values["mesh.cpu_devices"] = run.mesh.cpu_devices, 1
     if isinstance(run.model, VisionConfig):
         values["model.patch"] = run.model.patch, 1
@@ -154,6 +153,7 @@ def check(run: Run) -> None:
     for name, (value, low) in values.items():
         if value < low:
             raise ConfigError(f"{name} is {value}; it must be at least {low}.")
+    run.data.check()
     if run.ema is not None and not 0 < run.ema < 1:
         raise ConfigError(f"ema is {run.ema}; it is the decay of an average, between 0 and 1.")
     if isinstance(run.model, VisionConfig):
@@ -164,9 +164,6 @@ def check(run: Run) -> None:
                     f"data.{name} {size} is not a multiple of the model's patch of "
                     f"{run.model.patch} pixels; change one of them."
                 )
-
-
-_SIZES = ("batch_rows", "row_length", "height", "width")
 
 
 def build(run: Run) -> Built:

@@ -188,6 +188,26 @@ def test_wrong_data_is_told(config, tmp_path):
             build(config.replace(sources=sources))
 
 
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"height": 0},
+        {"width": 0},
+        {"batch_rows": 0},
+        {"cache_bytes": -1},
+        {"threads": -1},
+        {"prefetch": -1},
+        {"workers": -1},
+        {"held_out": 1.0},
+        {"max_rejected": float("nan")},
+    ],
+)
+def test_numbers_out_of_range_are_named(config, wrong):
+    ((field, value),) = wrong.items()
+    with pytest.raises(LoaderError, match=rf"data\.{field} is {value}; give"):
+        build(config.replace(**wrong))
+
+
 def test_summary_is_plain(config):
     rows = build(config)
     summary = rows.summary()

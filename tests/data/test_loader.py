@@ -356,6 +356,7 @@ def test_wrong_use_is_told(config, tmp_path):
         {"workers": -1},
         {"threads": -1},
         {"prefetch": -1},
+        {"cache_bytes": -1},
         {"held_out": 1.0},
         {"held_out": -0.5},
         {"held_out": float("nan")},
