@@ -17,6 +17,7 @@ from ray.util.placement_group import PlacementGroup, placement_group, remove_pla
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from mmgpt.core import config
+from mmgpt.core.errors import UserError
 from mmgpt.core.log import console
 
 from .process import ended, until_done
@@ -110,5 +111,14 @@ def _run(spec: JobSpec, place: dict[str, float], group: PlacementGroup, command:
     return ended([Remote(host) for host in hosts], spec.grace)
 
 
+def main(folder: str, task: str) -> int:
+    """`drive` as it is started: a file of the submission that cannot be read is told in one line."""
+    try:
+        return drive(Path(folder), int(task))
+    except UserError as e:
+        sys.stderr.write(f"error: {e}\n")
+        return 1
+
+
 if __name__ == "__main__":
-    sys.exit(drive(Path(sys.argv[1]), int(sys.argv[2])))
+    sys.exit(main(*sys.argv[1:]))

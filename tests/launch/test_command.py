@@ -1,5 +1,6 @@
 """`mmgpt launch` refuses in one sentence what no backend could run, and writes a submission whole or not at all."""
 
+import importlib
 import os
 import signal
 import socket
@@ -288,6 +289,22 @@ def test_a_folder_that_holds_another_run_is_refused(
     assert "holds a run of another config" in said and "seed: 0 there, 9 asked" in said
     assert not (there / "jobs").exists() and not sbatch.exists()
     assert call(*arguments, "steps=99") == 0  # more steps may be asked of a run that goes on
+
+
+def test_a_config_of_a_submission_that_is_cut_short_is_named(
+    sbatch: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("quickstart_model", "--backend", "slurm", "--run-dir", tmp_path / "x") == 0
+    folder = tmp_path / "x" / "jobs" / "1"
+    for name in ("tasks/0/config.json", "job.json"):
+        (folder / name).write_text((folder / name).read_text()[:40])
+    done = subprocess.run(["bash", str(folder / "start.sh"), "0"], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith(f"error: {folder}/tasks/0/config.json: not JSON")
+    pytest.importorskip("ray", reason="the driver of a Ray job: pip install mmgpt[ray]")
+    driver = importlib.import_module("mmgpt.launch.ray_driver")
+    capsys.readouterr()
+    assert driver.main(str(folder), "0") == 1
+    assert capsys.readouterr().err.startswith(f"error: {folder}/job.json: not JSON")
 
 
 def test_a_scheduler_that_refuses_is_heard(sbatch: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
