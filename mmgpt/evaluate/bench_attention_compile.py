@@ -27,6 +27,7 @@ from mmgpt.core.log import console
 from mmgpt.evaluate import bench_attention_ours, bench_attention_peers
 from mmgpt.evaluate.bench_attention_peers import Case
 from mmgpt.plan.attention import Cycles
+from mmgpt.plan.chips import LOCKED
 from mmgpt.plan.kernel_cycles import TARGETS, Kernel, read_all
 
 TOPOLOGIES = {"v5p": "v5p:2x2x1", "v5e": "v5e:2x2", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
@@ -46,7 +47,6 @@ BODIES = {"splash": ("full",), "tokamax": ("full", "edge"), "ours": bench_attent
 
 Phase = Literal["forward", "backward", "backward alone", "fixed grid", "plan"]
 """A backward pass has the forward pass in it, unless it is alone; all but the first two are ours."""
-LOCKED = re.compile(r"ABORTED|already in use|lockfile|libtpu_lockfile", re.IGNORECASE)
 HBM = re.compile(r"HLO temporaries \(([\d.]+)([KMGT])\)|Used ([\d.]+)([KMGT]) of [\d.]+[KMGT] hbm")
 UNITS = {"K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 WAIT_SECONDS, TRY_SECONDS = 600.0, 600.0

@@ -1,6 +1,5 @@
 """Bytes that generation reads for a token on a TPU that is not there: Emu3 8B, compiled ahead of time by libtpu."""
 
-import os
 from typing import Any
 
 import jax
@@ -16,7 +15,7 @@ from mmgpt.generate.decode import compiled_for
 from mmgpt.generate.passes import Inputs
 from mmgpt.generate.sampler import Sampler, Sampling
 from mmgpt.models.decoder import Decoder
-from mmgpt.plan import hlo
+from mmgpt.plan import chips, hlo
 from mmgpt.tokens import grammars
 from mmgpt.tokens.text import TextTokenizer
 from mmgpt.train.state import Structure
@@ -46,8 +45,7 @@ def bytes_per_token(target: str, devices: int, batches: tuple[int, ...]) -> dict
     """
     if target not in TOPOLOGIES or devices not in (1, 2, 4):
         raise ConfigError(f"--target is one of {', '.join(TOPOLOGIES)}, --devices 1, 2 or 4.")
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
-    mesh = Mesh.Config(fsdp=1, tensor=devices).build(_topology(target).devices[:devices])
+    mesh = Mesh.Config(fsdp=1, tensor=devices).build(chips.devices(TOPOLOGIES[target])[:devices])
     figures: dict[str, float] = {}
     for batch in batches:
         console.print(f"compiling for {devices} x {target}, batch {batch}")
@@ -62,17 +60,6 @@ def bytes_per_token(target: str, devices: int, batches: tuple[int, ...]) -> dict
             f"batch {batch}/read over weights and caches": round(read / (weights + caches), 4),
         }
     return figures
-
-
-def _topology(target: str) -> Any:
-    from jax.experimental import topologies
-
-    try:
-        return topologies.get_topology_desc(TOPOLOGIES[target], platform="tpu")
-    except Exception as e:  # libtpu is missing, or another process holds its lock
-        raise ConfigError(
-            f"no compiler for {target} ({e}); install libtpu, and let one process compile at a time."
-        ) from e
 
 
 def _compiled(mesh: jax.sharding.Mesh, batch: int) -> tuple[str, int, int]:

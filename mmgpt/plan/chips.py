@@ -1,7 +1,9 @@
 """What a plan knows of a TPU: peak, memory, links, as published, and what its topologies are called."""
 
 import dataclasses
+import importlib.util
 import os
+import re
 from typing import Any
 
 import jax
@@ -72,7 +74,7 @@ def chip_of(topology: str) -> Chip:
 
 
 def devices(topology: str, slices: int = 1) -> list[Any]:
-    """The devices of a topology that is not there; ConfigError where the compiler for it cannot be had."""
+    """The devices of a topology that is not there; ConfigError where there is no such pod or no compiler for it."""
     from jax.experimental import topologies
 
     chip_of(topology)
@@ -88,8 +90,24 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
     try:
         options = {} if slices == 1 else {"num_slices": slices}
         return list(topologies.get_topology_desc(topology, platform="tpu", **options).devices)
-    except Exception as e:  # libtpu is missing, or it knows no such topology
-        raise ConfigError(
-            f"no compiler for {topology} ({str(e)[:300]}); `pip install libtpu`, let one process compile at a time, "
-            "and name sides that such a pod has."
-        ) from e
+    except Exception as e:
+        raise ConfigError(_reason(topology, str(e)[:300])) from e
+
+
+LOCKED = re.compile(r"ABORTED|already in use|lockfile", re.IGNORECASE)
+"""What libtpu says where another process holds it."""
+
+
+def _reason(topology: str, said: str) -> str:
+    """Why there is no compiler for a topology, by what was `said` when it was asked for, and what helps."""
+    if importlib.util.find_spec("libtpu") is None:
+        return f"no compiler for {topology}: libtpu is not installed; `pip install libtpu`."
+    if LOCKED.search(said):
+        return f"no compiler for {topology}: another process holds libtpu ({said}). Wait until it has ended."
+    if "INVALID_ARGUMENT" in said:
+        kind = topology.partition(":")[0]
+        sides = "x".join(["4"] * CHIPS[kind].dimensions)
+        return (
+            f"--topology {topology!r}: libtpu knows no such pod ({said}). Name sides that one has, as {kind}:{sides}."
+        )
+    return f"no compiler for {topology}: {said}. `pip install -U libtpu` brings one that fits the newest JAX."
