@@ -42,8 +42,11 @@ SCHEDULES: dict[tuple[str, int, int, str], _Numbers] = {
     ("v7x", 128, 1024, "online"): (7714, 10452, 13317, 348, 1322),
     ("v7x", 128, 1024, "backward"): (19217, 21147, 22431, 511, 1192),
 }
-"""(cores, head dim, side of a block, pass): cycles of a full, an edge and a mixed block of one head, of a step, of a
-row of blocks. "bounded" and "online" are the forward pass without and with a running maximum."""
+"""(cores, head dim, side of a block, pass): cycles of a full, an edge and a mixed block of `HEADS`, of a step, of a row
+of blocks. "bounded" and "online" are the forward pass without and with a running maximum."""
+HEADS = {128: 4, 256: 2}
+"""By head dim: the query heads of one key head in those schedules, which a kernel goes through in each step. As many
+others take in proportion."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -105,5 +108,6 @@ def _cycles(target: str, head_dim: int, blocks: Blocks, name: str, group: int) -
         )
     key = min(known, key=lambda k: abs(k[2] * k[2] - blocks.q * blocks.k))
     full, edge, mixed, step, row = SCHEDULES[key]
-    area = blocks.q * blocks.k / key[2] ** 2
-    return Cycles(full=full * area, edge=edge * area, mixed=mixed * area, step=step, row=row, heads=group)
+    more = group / HEADS[head_dim]
+    area = more * blocks.q * blocks.k / key[2] ** 2
+    return Cycles(full=full * area, edge=edge * area, mixed=mixed * area, step=step, row=row * more, heads=group)
