@@ -117,8 +117,7 @@ def bench_plan(only: tuple[str, ...] = (), json: Path | None = None) -> None:
     unknown = sorted(set(only) - {row.preset for row in ROWS})
     if unknown:
         raise ConfigError(f"--only {' '.join(unknown)}: one of {', '.join(row.preset for row in ROWS)}.")
-    if json is not None:
-        check_writable(json)
+    check_writable(json)
     found = []
     for row in ROWS:
         if only and row.preset not in only:

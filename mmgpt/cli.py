@@ -27,7 +27,7 @@ from mmgpt.commands import (
 from mmgpt.core import config
 from mmgpt.core.config import Config, ConfigError, as_flags
 from mmgpt.core.errors import UserError
-from mmgpt.core.log import console, printable, show
+from mmgpt.core.log import check_writable, console, printable, show, write_atomic
 from mmgpt.data_commands import data_inspect, data_plan, preset_or_run
 
 FLAGS = (tyro.conf.FlagConversionOff, tyro.conf.AvoidSubcommands)
@@ -264,15 +264,17 @@ def _config(args: list[str]) -> int:
             f"mmgpt config PRESET|FOLDER [--key value ...] [--json FILE]; presets: {', '.join(presets.names())}."
         )
     base, _ = preset_or_run(args[0])
-    rest, json_file = _take_option(args[1:], "--json")
+    rest, said = _take_option(args[1:], "--json")
+    json_file = None if said is None else Path(said)
+    check_writable(json_file)
     tree, _ = overridden(base, rest, f"mmgpt config {args[0]}")
     table = Table("key", "value", title=args[0])
     changed = config.difference(tree, base)
     for key, value in config.leaves(tree).items():
         table.add_row(key, printable(str(value)), style="bold" if key in changed else None)
     show(table)
-    if json_file:
-        Path(json_file).write_text(config.to_json(tree))
+    if json_file is not None:
+        write_atomic(json_file, config.to_json(tree))
     return 0
 
 

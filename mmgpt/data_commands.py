@@ -59,6 +59,7 @@ def data_inspect(
     """
     from mmgpt.data.inspect import page_html, statistics
 
+    check_writable(html, json)
     datasets = _datasets(path)
     shown = _shown(list(datasets.values()), run, text, vision, draw=html is not None)
     found = {name: statistics(dataset, shown.grammar) for name, dataset in datasets.items()}
@@ -209,9 +210,7 @@ def data_plan(
         raise ConfigError(f"{name} reads no packed documents but {type(run.data).__qualname__}: it has no such plan.")
     if run.tokens is None:
         raise ConfigError(f"{name} has no grammar to lay documents out; name one in its tokens.")
-    for file in (html, json, png):
-        if file is not None:
-            check_writable(file)
+    check_writable(html, json, png)
     _check_datasets(run.data, run.tokens)
     with contextlib.ExitStack() as stack:
         if folder is None:  # memory holds one window of rows, however long the plan is

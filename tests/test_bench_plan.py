@@ -56,8 +56,3 @@ def test_splash_takes_its_share_of_the_peak_and_the_rest_stays() -> None:
 def test_an_unknown_row_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "plan", "--only", "gpt"]) == 1
     assert "--only gpt: one of llama3_8b_v6e_256" in capsys.readouterr().err
-
-
-def test_a_file_that_cannot_be_written_is_told_before_anything_compiles(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["bench", "plan", "--only", ROWS[0].preset, "--json", "/dev/null/figures.json"]) == 1
-    assert "/dev/null is no folder" in capsys.readouterr().err

@@ -146,7 +146,10 @@ def test_every_command_tells_its_options(command: str, capsys: pytest.CaptureFix
     else:
         arguments = [*command.split(), "--help"]
     assert call(*arguments) == 0
-    assert f"mmgpt {command}" in capsys.readouterr().out
+    assert f"mmgpt {command}" in (out := capsys.readouterr().out)
+    for flag in ("--json", "--html", "--png"):
+        known = any([*command.split(), flag] == [*writer[: len(command.split())], writer[-1]] for writer in WRITERS)
+        assert known or flag not in out, f"let {flag} be among WRITERS"
 
 
 def test_run_and_launch_alone_tell_their_usage(capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +200,44 @@ def test_a_full_disk_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Cap
     assert "runs/x: the disk is full; free some space" in one_error(capsys)
 
 
-def test_a_path_that_cannot_be_written_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert call("config", "quickstart_model", "--json", str(tmp_path)) == 1
-    error = capsys.readouterr().err
-    assert error.startswith(f"error: {tmp_path}: Is a directory.") and "Traceback" not in error
+WRITERS = [
+    *(["bench", "attention", "--target", "cpu", flag] for flag in ("--json", "--picture")),
+    ["bench", "checkpoint", "--gigabytes", "0.004", "--repeats", "1", "--json"],
+    [
+        "bench",
+        "data",
+        "--planned-tokens",
+        "131072",
+        "--records",
+        "100",
+        "--documents",
+        "50000",
+        "--turns",
+        "1",
+        "--json",
+    ],
+    ["bench", "generate", "--side", "1", "--layers", "1", "--turns", "1", "--json"],
+    ["bench", "goodput", "--seeds", "1", "--json"],
+    ["bench", "plan", "--only", "mistral_7b_v6e_8", "--json"],
+    ["bench", "tokenizer", "--channels", "32", "--side", "32", "--repeats", "1", "--json"],
+    ["bench", "train", "RUN", "--steps", "1", "--json"],
+    ["config", "quickstart_model", "--json"],
+    *(["data", "inspect", "RUN", flag] for flag in ("--json", "--html")),
+    *(["data", "plan", "quickstart_model", flag] for flag in ("--json", "--html", "--png")),
+    ["eval", "RUN", "--tasks", "perplexity=x", "--json"],
+    *(["plan", "emu3_0_1b", "--topology", "v5p:2x2x1", flag] for flag in ("--json", "--html")),
+]
+"""Commands that work for long and then write a file that is named on the command line; RUN is a run folder."""
+
+
+def test_a_path_that_cannot_be_written_is_told_before_all_else(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.json").write_text(config.to_json(tiny.run(tmp_path)))
+    (folder := tmp_path / "a.png").mkdir()
+    for command in WRITERS:
+        arguments = [str(tmp_path) if argument == "RUN" else argument for argument in command]
+        flag, shown = arguments.pop(), " ".join(command)
+        for path, why in ((folder, "is a folder, not a file"), ("/dev/null/a.png", "/dev/null is no folder")):
+            assert call(*arguments, flag, str(path)) == 1, shown
+            assert one_error(capsys).startswith(f"error: {path}: {why}."), shown

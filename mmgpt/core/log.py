@@ -116,19 +116,20 @@ def _duration(seconds: float) -> str:
     return str(timedelta(seconds=round(max(0.0, seconds))))
 
 
-def check_writable(path: Path) -> None:
-    """OSError, which names the path, unless a file can be written there: to be called before work that it ends."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except FileExistsError as error:  # as mkdir says it
-        raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is no folder", str(path)) from error
-    except OSError as error:
-        error.filename = str(path)
-        raise
+def check_writable(*paths: Path | None) -> None:
+    """OSError, which names the path, unless files can be written there: to be called before work that it ends."""
+    for path in filter(None, paths):
+        if path.is_dir():
+            raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=path.parent):
+                pass
+        except FileExistsError as error:  # as mkdir says it
+            raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is no folder", str(path)) from error
+        except OSError as error:
+            error.filename = str(path)
+            raise
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import tyro
 
 from mmgpt.core.config import ConfigError
-from mmgpt.core.log import show, table, write_json
+from mmgpt.core.log import check_writable, show, table, write_json
 from mmgpt.data.loader import Rows
 from mmgpt.train import state as states
 from mmgpt.train.run import Built, build, build_rows, load_run
@@ -26,6 +26,7 @@ def bench_train(run: tyro.conf.Positional[Path], steps: int = 20, json: Path | N
     """
     if steps < 1:
         raise ConfigError(f"--steps is {steps}; give at least 1.")
+    check_writable(json)
     config = load_run(run)
     built = build(config.replace(steps=max(config.steps, steps + 1)))
     with jax.set_mesh(built.mesh):

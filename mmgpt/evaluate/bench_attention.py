@@ -62,9 +62,7 @@ def bench_attention(
         raise ConfigError(f"--picture {picture}: its name must end in .png.")
     if picture is not None and json is not None:
         raise ConfigError("--picture writes the picture and no figures; run again for --json.")
-    for path in (picture, json):
-        if path is not None:
-            check_writable(path)
+    check_writable(picture, json)
     if picture is not None:
         return _picture(picture_mix, block or BLOCK, picture)
     if target == "cpu" or _accelerated():

@@ -46,8 +46,7 @@ def bench_checkpoint(
     """
     if not (0 < gigabytes < math.inf and 0 < interval < math.inf) or repeats < 1:
         raise ConfigError("--gigabytes and --interval must be above 0, and --repeats at least 1.")
-    if json is not None:
-        check_writable(json)
+    check_writable(json)
     Mesh.Config(cpu_devices=DEVICES).split_cpu()
     if jax.device_count() < DEVICES:
         raise ConfigError(f"there are {jax.device_count()} devices; moving between meshes needs {DEVICES}.")

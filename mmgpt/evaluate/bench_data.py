@@ -13,7 +13,7 @@ import simplejpeg
 
 from mmgpt.core.config import ConfigError
 from mmgpt.core.document import Document, Image, Segment, Text
-from mmgpt.core.log import console, progress, show, table, write_json
+from mmgpt.core.log import check_writable, console, progress, show, table, write_json
 from mmgpt.data import pack
 from mmgpt.data.lengths import Lengths
 from mmgpt.data.loader import PackedRows
@@ -52,6 +52,7 @@ def bench_data(
     """
     if min(planned_tokens // ROW_LENGTHS[-1], records // 100, documents, turns) < 1:
         raise ConfigError("--planned-tokens must be a row at least, --records 100, --documents and --turns 1.")
+    check_writable(json)
     figures: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="mmgpt-bench-") as folder:
         if billion:

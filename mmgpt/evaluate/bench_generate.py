@@ -11,7 +11,7 @@ import numpy as np
 import tyro
 
 from mmgpt.core.config import ConfigError
-from mmgpt.core.log import console, show, table, write_json
+from mmgpt.core.log import check_writable, console, show, table, write_json
 from mmgpt.data.loader import PackedRows
 from mmgpt.dist.mesh import Mesh
 from mmgpt.evaluate.bench_generate_peer import Peer
@@ -60,6 +60,7 @@ def bench_generate(
     """
     if min(side, layers, turns, prompts, devices, *batches, *windows) < 1 or embed % 768:
         raise ConfigError("numbers must be at least 1, and --embed a multiple of 768.")
+    check_writable(json)
     if run is not None:
         figures = passes(run, windows, prompts)
     elif target:

@@ -236,8 +236,7 @@ def bench_goodput(
     run.check()
     if seeds < 1:
         raise ConfigError(f"--seeds is {seeds}; give at least 1.")
-    if json is not None:
-        check_writable(json)
+    check_writable(json)
     rows: dict[str, dict[str, float]] = {}
     for name, changed in progress(variants(run).items(), total=len(variants(run)), label="variants"):
         found = [Simulation(changed, seed).run() for seed in range(seeds)]

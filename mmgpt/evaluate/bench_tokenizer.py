@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from mmgpt.core.config import ConfigError
-from mmgpt.core.log import console, show, table, write_json
+from mmgpt.core.log import check_writable, console, show, table, write_json
 from mmgpt.dist.mesh import Mesh
 from mmgpt.interop.vision_names import movq_entries
 from mmgpt.models.movq import MoVQ
@@ -37,6 +37,7 @@ def bench_tokenizer(
         raise ConfigError(
             f"--side must be a multiple of {c.patch}, --frames of {c.temporal}, --channels of 32, and none below 1."
         )
+    check_writable(json)
     rng = np.random.default_rng(0)
     shapes = {"pictures": (pictures, side, side, 3), "clip": (1, frames, side, side, 3)}
     inputs = {name: rng.uniform(-1, 1, shape).astype(np.float32) for name, shape in shapes.items()}

@@ -50,10 +50,10 @@ def evaluate(
     """
     begin = time.perf_counter()
     options.check()
+    check_writable(json)
     subject = Subject(run, options.batch, options.area)
     prompts, jobs = _prepared(tasks, options, subject)
-    for path in (run / "eval" / "records", *([] if json is None else [json])):
-        check_writable(path)
+    check_writable(run / "eval" / "records")
     found: dict[int, tuple[str, Outcome]] = {}
     try:
         for place, outcome in _outcomes(prompts, jobs, options, subject):

@@ -28,8 +28,7 @@ def plan_run(
     html: Path | None,
 ) -> None:
     """Tells a plan, with `search` the best of so many. ConfigError where run, topology or mesh cannot be."""
-    for path in filter(None, (json_file, html)):
-        check_writable(path)  # before minutes of compiling
+    check_writable(json_file, html)  # before minutes of compiling
     if search is not None:
         made = _searched(run, topology, slices, documents, search)
     else:
