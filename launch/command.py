@@ -19,6 +19,7 @@ from rich.table import Table
 from mmgpt.cli import FLAGS, check_run, overridden
 from mmgpt.core import config
 from mmgpt.core.config import Config, as_flags
+from mmgpt.core.errors import UsageError
 from mmgpt.core.log import console, printable, show, write_atomic
 from mmgpt.data_commands import preset_or_run
 
@@ -52,7 +53,7 @@ def launch(args: list[str]) -> int:
         sys.stdout.write(f"usage: {usage}   (`mmgpt launch PRESET --backend NAME --help` tells all keys)\n")
         return 0
     if not args or args[0].startswith("-"):
-        raise LaunchError(f"{usage}.")
+        raise UsageError(f"{usage}.")
     options = _parse(args[0], args[1:])
     runs = _runs(options)
     job = _job(options.spec, len(runs))
@@ -130,11 +131,11 @@ def _backend(args: list[str]) -> str:
     said = [value for flag, value in itertools.pairwise(args) if flag == "--backend"]
     said += [arg.partition("=")[2] for arg in args if arg.startswith(("--backend=", "backend="))]
     if not said:
-        raise LaunchError(f"--backend is not given: choose one of {', '.join(BACKENDS)}.")
+        raise UsageError(f"--backend is not given: choose one of {', '.join(BACKENDS)}.")
     if said[-1] not in BACKENDS:
         near = difflib.get_close_matches(said[-1], BACKENDS, 1)
         hint = f"Did you mean {near[0]}?" if near else f"There are {', '.join(BACKENDS)}."
-        raise LaunchError(f"no backend {said[-1]!r}. {hint}")
+        raise UsageError(f"no backend {said[-1]!r}. {hint}")
     return said[-1]
 
 
@@ -144,7 +145,7 @@ def _runs(asked: _Asked) -> "list[Run]":
 
     runs = []
     for changes in combinations(asked.spec.sweep):
-        run, run_dir = overridden(asked.run, list(changes), "mmgpt launch --sweep")
+        run, run_dir = overridden(asked.run, list(changes), f"mmgpt launch {asked.spec.preset}")
         if run_dir is not None:
             raise LaunchError("--sweep run_dir: the runs of a sweep lie below --run-dir, numbered.")
         check(run)

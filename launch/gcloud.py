@@ -9,6 +9,8 @@ import dataclasses
 
 import tyro
 
+from mmgpt.core.errors import UsageError
+
 from .process import loop_script, quote
 from .spec import Job, JobSpec, LaunchError, Platform
 
@@ -53,9 +55,9 @@ class Gcloud(Platform):
     def check(self, spec: JobSpec, tasks: int) -> None:
         for name in ("project", "zone", "runtime_version"):
             if not vars(self)[name]:
-                raise LaunchError(f"gcloud.{name} is not given; a queued resource needs it.")
+                raise UsageError(f"gcloud.{name} is not given; a queued resource needs it.")
         if not spec.accelerator:
-            raise LaunchError("job.accelerator is not given: name the type of the slice, as v5p-16.")
+            raise UsageError("job.accelerator is not given: name the type of the slice, as v5p-16.")
         if spec.processes_per_node != 1 or spec.chips_per_node:
             raise LaunchError(
                 "a TPU slice has one process a host, and its type says how many chips: leave job.processes_per_node "

@@ -11,6 +11,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+from mmgpt.core.errors import UsageError
+
 from .process import PREEMPTED
 from .spec import LABEL_LENGTH, Job, JobSpec, LaunchError, Platform
 
@@ -42,7 +44,7 @@ class JobSet(Platform):
     def check(self, spec: JobSpec, tasks: int) -> None:
         for name in ("image", "claim", "mount"):
             if not vars(self)[name]:
-                raise LaunchError(f"jobset.{name} is not given; `--backend jobset --help` says what it is.")
+                raise UsageError(f"jobset.{name} is not given; `--backend jobset --help` says what it is.")
         if spec.processes_per_node != 1:
             raise LaunchError("a JobSet has one process a pod: leave job.processes_per_node at 1 and give more nodes.")
         if not Path(spec.run_dir).is_relative_to(self.mount) or not Path(self.mount).is_absolute():

@@ -13,7 +13,7 @@ from typing import ClassVar
 import tyro
 
 from mmgpt.core.config import Config, leaves
-from mmgpt.core.errors import UserError
+from mmgpt.core.errors import UsageError, UserError
 from mmgpt.train.checkpoint import check_path
 
 LABEL = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
@@ -135,9 +135,11 @@ class JobSpec(Config):
 
     def _check_folders(self) -> None:
         folder = Path(self.run_dir)
+        if not self.run_dir:
+            raise UsageError("--run-dir is not given: name an absolute folder that all machines of the job see.")
         if not folder.is_absolute() or ".." in folder.parts:
             raise LaunchError(
-                f"--run-dir {self.run_dir or 'is not given'}: give the absolute path of a folder that all machines of "
+                f"--run-dir {self.run_dir}: give the absolute path of a folder that all machines of "
                 "the job see under the same name."
             )
         if not Path(self.workdir).is_absolute():

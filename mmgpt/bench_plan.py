@@ -16,6 +16,7 @@ from rich.table import Table
 
 from mmgpt import presets
 from mmgpt.core.config import ConfigError
+from mmgpt.core.errors import UsageError
 from mmgpt.core.log import check_writable, console, show, write_json
 from mmgpt.data.loader import PackedRows
 from mmgpt.models.decoder import Decoder
@@ -107,20 +108,23 @@ class Compared:
         return self.planned / self.row.tokens - 1.0, self.splash / self.row.tokens - 1.0
 
 
-def bench_plan(only: tuple[str, ...] = (), json: Path | None = None) -> None:
+def bench_plan(only: tuple[str, ...] | None = None, json: Path | None = None) -> None:
     """Plans published runs and compares their speed with the one that was measured. Each row compiles for minutes.
 
     Args:
         only: presets, by default all.
         json: write the figures.
     """
-    unknown = sorted(set(only) - {row.preset for row in ROWS})
+    rows = ", ".join(row.preset for row in ROWS)
+    if only == ():
+        raise UsageError(f"--only names no preset: one of {rows}; without --only all of them.")
+    unknown = sorted(set(only or ()) - {row.preset for row in ROWS})
     if unknown:
-        raise ConfigError(f"--only {' '.join(unknown)}: one of {', '.join(row.preset for row in ROWS)}.")
+        raise ConfigError(f"--only {' '.join(unknown)}: one of {rows}.")
     check_writable(json)
     found = []
     for row in ROWS:
-        if only and row.preset not in only:
+        if only is not None and row.preset not in only:
             continue
         found.append(compared(row))
         show(_table(found[-1:]))  # at once: the next one may take long, or not fit

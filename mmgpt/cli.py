@@ -26,7 +26,7 @@ from mmgpt.commands import (
 )
 from mmgpt.core import config
 from mmgpt.core.config import Config, ConfigError, as_flags
-from mmgpt.core.errors import UserError
+from mmgpt.core.errors import UsageError, UserError
 from mmgpt.core.log import check_writable, console, printable, show, write_atomic
 from mmgpt.data_commands import data_inspect, data_plan, preset_or_run
 
@@ -49,7 +49,7 @@ def main(argv: list[str] | None = None) -> int:
         return COMMANDS[name][0](rest) or 0
     except UserError as e:
         _complain(f"error: {e}")
-        return 1
+        return 2 if isinstance(e, UsageError) else 1
     except BrokenPipeError:  # whoever read has seen enough, as `| head` does; nothing is left to flush to
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
@@ -111,7 +111,7 @@ def _data_plan(args: list[str]) -> None:
         sys.stdout.write(f"usage: {usage}   (`mmgpt data plan PRESET --help` tells all keys)\n")
         return
     if not args or args[0].startswith("-"):
-        raise ConfigError(f"{usage}; presets: {', '.join(presets.names())}.")
+        raise UsageError(f"{usage}; presets: {', '.join(presets.names())}.")
     name, *rest = args
     base, folder = preset_or_run(name)
     check_run(base, name)
@@ -138,7 +138,7 @@ def _plan(args: list[str]) -> None:
         sys.stdout.write(f"usage: {usage}   (`mmgpt plan PRESET --help` tells all keys)\n")
         return
     if not args or args[0].startswith("-"):
-        raise ConfigError(f"{usage}; presets: {', '.join(presets.names())}.")
+        raise UsageError(f"{usage}; presets: {', '.join(presets.names())}.")
     name, *rest = args
     base, _ = preset_or_run(name)
     check_run(base, name)
@@ -190,7 +190,7 @@ def check_run(base: Any, name: str) -> None:
 
 def _train(args: list[str]) -> int:
     if not args or args[0].startswith("-"):
-        raise ConfigError(f"mmgpt train PRESET|FOLDER [--key value ...]; presets: {', '.join(presets.names())}.")
+        raise UsageError(f"mmgpt train PRESET|FOLDER [--key value ...]; presets: {', '.join(presets.names())}.")
     name, *rest = args
     base, folder = preset_or_run(name)
     check_run(base, name)
@@ -238,7 +238,7 @@ def _run(args: list[str]) -> int:
         sys.stdout.write(f"usage: {usage}\n")
         return 0
     if not args or args[0].startswith("-"):
-        raise ConfigError(usage)
+        raise UsageError(usage)
     from mmgpt.recipe import Recipe, run_recipe
 
     recipe = presets.preset(args[0])
@@ -260,7 +260,7 @@ def _launch(args: list[str]) -> int:
 
 def _config(args: list[str]) -> int:
     if not args or args[0].startswith("-"):
-        raise ConfigError(
+        raise UsageError(
             f"mmgpt config PRESET|FOLDER [--key value ...] [--json FILE]; presets: {', '.join(presets.names())}."
         )
     base, _ = preset_or_run(args[0])

@@ -6,6 +6,7 @@ from typing import Literal
 import tyro
 
 from mmgpt.core.config import ConfigError
+from mmgpt.core.errors import UsageError
 from mmgpt.core.log import console, show, table
 
 
@@ -102,6 +103,7 @@ def tokenize_text(
     """
     from mmgpt.tokenize.text import train_text
 
+    _check_named(datasets)
     trained = train_text(list(datasets), out, size, most, superwords, overwrite)
     console.print(f"{out}: {trained.size} pieces")
 
@@ -126,6 +128,7 @@ def tokenize_actions(
     """
     from mmgpt.tokenize.actions import train_actions
 
+    _check_named(datasets)
     trained = train_actions(list(datasets), out, size, most, scale, overwrite)
     console.print(f"{out}: {trained.size} tokens for actions of {trained.dims} dimensions")
 
@@ -168,10 +171,9 @@ def tokenize_data(
     from mmgpt.tokenize.job import Order, parse_share, tokenize
     from mmgpt.tokenize.on_ray import Files, tokenize_on_ray
 
+    _check_named(datasets)
     if engine != "ray" and (ray_address is not None or workers):
         raise ConfigError("--ray-address and --workers are of --engine ray; add that, or leave them out.")
-    if not datasets:
-        raise ConfigError("no dataset to tokenise; name folders that `mmgpt data import` wrote.")
     if threads < 0:
         raise ConfigError(f"--threads is {threads}; give 1 or more, or leave it out.")
     folders = {path: out / Dataset(path).name for path in datasets}
@@ -228,3 +230,8 @@ def convert(
         shard_bytes=shard_bytes,
         overwrite=overwrite,
     )
+
+
+def _check_named(datasets: tuple[Path, ...]) -> None:
+    if not datasets:
+        raise UsageError("no dataset is named: give folders that `mmgpt data import` wrote.")

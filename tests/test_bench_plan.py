@@ -56,3 +56,5 @@ def test_splash_takes_its_share_of_the_peak_and_the_rest_stays() -> None:
 def test_an_unknown_row_is_told(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["bench", "plan", "--only", "gpt"]) == 1
     assert "--only gpt: one of llama3_8b_v6e_256" in capsys.readouterr().err
+    assert cli.main(["bench", "plan", "--only"]) == 2
+    assert "--only names no preset: one of llama3_8b_v6e_256" in capsys.readouterr().err

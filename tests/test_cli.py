@@ -82,10 +82,30 @@ def test_a_reader_that_leaves_early_gets_no_complaint(arguments: list[str]) -> N
         assert process.stderr.read() == b"" and process.wait() == 1
 
 
-def test_a_command_without_its_preset(capsys: pytest.CaptureFixture[str]) -> None:
-    for command in ("train", "config", "run"):
-        assert call(command) == 1
-        one_error(capsys)
+@pytest.mark.parametrize("command", [c for c in cli.COMMANDS if not c.startswith("bench") or c == "bench train"])
+def test_a_command_without_what_it_needs_exits_with_2(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(*command.split()) == 2
+    out, err = capsys.readouterr()
+    assert f"mmgpt {command}" in out + err and "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ("tokenize text --out x", "no dataset is named"),
+        ("tokenize actions --out x", "no dataset is named"),
+        ("bench generate --batches", "--batches and --windows need a number"),
+        ("bench generate --windows", "--batches and --windows need a number"),
+    ],
+)
+def test_a_list_without_a_value_exits_with_2(
+    arguments: str, told: str, empty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(*arguments.split()) == 2
+    assert told in one_error(capsys) and not list(empty.iterdir())
+
+
+def test_no_command(capsys: pytest.CaptureFixture[str]) -> None:
     assert call() == 2 and "usage: mmgpt COMMAND" in capsys.readouterr().out
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import tyro
 
 from mmgpt.core.config import ConfigError
+from mmgpt.core.errors import UsageError
 from mmgpt.core.log import check_writable, console, show, table, write_json
 from mmgpt.data.loader import PackedRows
 from mmgpt.dist.mesh import Mesh
@@ -58,6 +59,8 @@ def bench_generate(
         devices: chips of the target over which the model is split.
         json: write the figures.
     """
+    if not (batches and windows):
+        raise UsageError("--batches and --windows need a number at least, or leave them out.")
     if min(side, layers, turns, prompts, devices, *batches, *windows) < 1 or embed % 768:
         raise ConfigError("numbers must be at least 1, and --embed a multiple of 768.")
     check_writable(json)

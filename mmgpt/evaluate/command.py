@@ -11,6 +11,7 @@ import tyro
 from rich.table import Table
 
 from mmgpt.core.document import Document
+from mmgpt.core.errors import UsageError
 from mmgpt.core.log import check_writable, printable, progress, show, write_json
 from mmgpt.evaluate import kinds
 from mmgpt.evaluate.kinds import Job
@@ -67,7 +68,7 @@ def evaluate(
 def _prepared(specs: Sequence[str], options: Options, subject: Subject) -> tuple[dict[int, Prompts], dict[int, Job]]:
     """Prompts and other evaluations by their place in the order; all that is wrong with them is told here."""
     if not specs:
-        raise TaskError(f"--tasks: name at least one. Give folders of tokenised prompts, or:\n{kinds.usage()}")
+        raise UsageError(f"--tasks: name at least one. Give folders of tokenised prompts, or:\n{kinds.usage()}")
     if len(set(specs)) < len(specs):
         raise TaskError("--tasks: one is given twice.")
     prompts: dict[int, Prompts] = {}

@@ -37,9 +37,9 @@ def told(capfd: pytest.CaptureFixture[str], *arguments: object, code: int = 0) -
     return capfd.readouterr()
 
 
-def error(capsys: pytest.CaptureFixture[str], *arguments: object) -> str:
+def error(capsys: pytest.CaptureFixture[str], *arguments: object, code: int = 1) -> str:
     """What a launch that is refused says."""
-    assert call(*arguments) == 1
+    assert call(*arguments) == code
     out, err = capsys.readouterr()
     assert out == "" and err.startswith("error: ") and "Traceback" not in err
     return err
@@ -52,14 +52,8 @@ def dry(*arguments: object, backend: str = "slurm", run_dir: object = "/srv/runs
 @pytest.mark.parametrize(
     ("arguments", "hint"),
     [
-        (["quickstart_model"], "--backend is not given: choose one of local, slurm, jobset, ray, gcloud"),
-        (["quickstart_model", "--backend", "slrum"], "no backend 'slrum'. Did you mean slurm?"),
-        (["quickstart_model", "--backend=xyz"], "no backend 'xyz'. There are local, slurm"),
         (["quickstrat_model", "--backend", "slurm"], "Did you mean quickstart_model"),
         (["quickstart", "--backend", "slurm"], "`mmgpt run quickstart` runs a recipe"),
-        (["--backend", "slurm"], "mmgpt launch PRESET|FOLDER --backend"),
-        ([], "mmgpt launch PRESET|FOLDER --backend"),
-        (["quickstart_model", "--backend", "slurm"], "--run-dir is not given: give the absolute path"),
         (dry(run_dir="runs/x"), "--run-dir runs/x: give the absolute path"),
         (dry(run_dir="/srv/../x"), "--run-dir /srv/../x: give the absolute path"),
         (dry(run_dir="/srv/runs[1]"), "no checkpoint can be written under a path with ["),
@@ -96,7 +90,6 @@ def dry(*arguments: object, backend: str = "slurm", run_dir: object = "/srv/runs
         (dry("--sweep", f"seed={','.join(map(str, range(1001)))}"), "1001 runs, more than 1000"),
         (dry("--job.nodes", "2", backend="local"), "leave job.nodes at 1"),
         (dry("--job.minutes", "9", backend="local"), "has no time limit"),
-        (dry(backend="jobset"), "jobset.image is not given; `--backend jobset --help`"),
         (dry(*JOBSET_FLAGS, "--job.processes-per-node", "2", backend="jobset"), "one process a pod"),
         (dry(*JOBSET_FLAGS, backend="jobset", run_dir="/elsewhere"), "does not lie below jobset.mount /srv"),
         (dry(*JOBSET_FLAGS, "--job.name", "a" * 50, backend="jobset"), "that is 5 shorter"),
@@ -121,8 +114,6 @@ def dry(*arguments: object, backend: str = "slurm", run_dir: object = "/srv/runs
         (dry("--sweep", "data.batch_rows=8,0"), "data.batch_rows is 0; give 1 or more"),
         (dry("data.cache_bytes=-1"), "data.cache_bytes is -1; give 0 or more"),
         (dry("--job.minutes", "9", backend="ray"), "no time limit"),
-        (dry(backend="gcloud"), "gcloud.project is not given"),
-        (dry(*GCLOUD_FLAGS, backend="gcloud"), "job.accelerator is not given"),
         (dry(*GCLOUD_FLAGS, "--job.accelerator", "v5p-64", backend="gcloud"), "has 8 hosts: give --job.nodes 8"),
         (dry(*GCLOUD_FLAGS, "--job.accelerator", "v5p-8", backend="gcloud", run_dir="/a,b"), "takes a comma"),
     ],
@@ -130,6 +121,26 @@ def dry(*arguments: object, backend: str = "slurm", run_dir: object = "/srv/runs
 )
 def test_what_cannot_run_is_refused(arguments: list[object], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert hint in error(capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "hint"),
+    [
+        (["quickstart_model"], "--backend is not given: choose one of local, slurm, jobset, ray, gcloud"),
+        (["quickstart_model", "--backend"], "--backend is not given: choose one of local, slurm, jobset, ray, gcloud"),
+        (["quickstart_model", "--backend", "slrum"], "no backend 'slrum'. Did you mean slurm?"),
+        (["quickstart_model", "--backend=xyz"], "no backend 'xyz'. There are local, slurm"),
+        (["--backend", "slurm"], "mmgpt launch PRESET|FOLDER --backend"),
+        ([], "mmgpt launch PRESET|FOLDER --backend"),
+        (["quickstart_model", "--backend", "slurm"], "--run-dir is not given: name an absolute folder"),
+        (dry(backend="jobset"), "jobset.image is not given; `--backend jobset --help`"),
+        (dry(backend="gcloud"), "gcloud.project is not given"),
+        (dry(*GCLOUD_FLAGS, backend="gcloud"), "job.accelerator is not given"),
+    ],
+    ids=lambda value: " ".join(map(str, value))[:60] if isinstance(value, list) else "",
+)
+def test_what_is_missing_exits_with_2(arguments: list[object], hint: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert hint in error(capsys, *arguments, code=2)
 
 
 @pytest.mark.parametrize(
@@ -149,9 +160,11 @@ def test_a_typo_exits_with_2_and_the_right_key(typo: str, right: str, capsys: py
 
 
 def test_an_unknown_key_of_a_sweep_exits_with_2(capsys: pytest.CaptureFixture[str]) -> None:
-    assert call(*dry("--sweep", "optimizer.lerning_rate=1,2")) == 2
-    out, err = capsys.readouterr()
-    assert "--optimizer.learning-rate" in out + err
+    """As the same key on the command line, whose help is named."""
+    for change in (["--sweep", "optimizer.lerning_rate=1,2"], ["optimizer.lerning_rate=1"]):
+        assert call(*dry(*change)) == 2
+        out, err = capsys.readouterr()
+        assert "--optimizer.learning-rate" in out + err and "mmgpt launch quickstart_model --help" in out + err
 
 
 @pytest.mark.parametrize("address", ["http://localhost:1", "http://127.0.0.9:1", "http://[::1]:1", "https://127.0.0.1"])

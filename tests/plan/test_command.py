@@ -34,7 +34,6 @@ SMALL += ["data.row_length=2048", "data.batch_rows=8", "mesh.fsdp=4", "mesh.repl
         (["emu3_0_1b", "--topology", "v5p:2x2x1", *SMALL, "--search", "-3"], "--search is -3"),
         (["emu3_0_1b", "--topology", "v5p:2x2x1", *SMALL, "--microbatches", "0"], "microbatches is 0; it must be"),
         (["emu3_0_1b", "--topology", "v5p:2x2x1", *SMALL, "--slices", "0"], "--slices is 0; it must be"),
-        ([], "mmgpt plan PRESET|FOLDER --topology"),
     ],
     ids=lambda value: " ".join(value)[:40] if isinstance(value, list) else "",
 )
