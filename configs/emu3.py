@@ -151,7 +151,7 @@ def emu3_8b() -> Run:
 def emu3_8b_131k() -> Run:
     """Emu3's second stage: rows of 131,072 tokens, with video; it goes on from the first stage's weights.
 
-    For v5p:8x8x4: 11.1 s a step of 16.8 M tokens, 64 % of the peak, 72 of 95 GB a chip.
+    For v5p:8x8x4: 10.0 s a step of 16.8 M tokens, 71 % of the peak, 72 of 95 GB a chip.
 
         mmgpt plan emu3_8b_131k --topology v5p:8x8x4 --documents 4.1k
     """
