@@ -73,8 +73,8 @@ class Plan:
             "memory": self.compiled.memory.at_peak(),
             "memory_total": self.compiled.memory.total,
             "memory_share": self.compiled.memory.share,
-            "communication_in_loops_bytes": total,
-            "communication_in_loops_exposed_share": waited / total if total else 0.0,
+            "communication_of_layers_bytes": total,
+            "communication_of_layers_exposed_share": waited / total if total else 0.0,
             "compile_seconds": self.compiled.seconds,
             "warnings": list(self.warnings),
         }
@@ -110,7 +110,7 @@ def plan(
         return None
 
     torus = Torus(chip, list(found.mesh.devices.flat))
-    told = Schedule(found.program, chip, torus, seconds).told()
+    told = Schedule(found.program, chip, torus, seconds, microbatched=run.microbatches > 1).told()
     flops = useful.of_weights(model, data.batch_rows * data.row_length)
     flops += useful.of_attention(model, kernels.pairs * data.batch_rows)
     return Plan(
@@ -190,8 +190,8 @@ def shown(made: Plan) -> list[Table]:
         "useful operations": f"{made.useful:.3e}, {made.utilisation:.1%} of the peak (static)",
         "tokens a second and chip": f"{numbers['tokens_a_second_and_chip']:,.0f}",
         "memory": f"{memory.total / 1e9:.1f} GB of {chip.memory / 1e9:.0f} ({memory.share:.0%})",
-        "communication in loops": f"{numbers['communication_in_loops_bytes'] / 1e9:.1f} GB a chip, "
-        f"{numbers['communication_in_loops_exposed_share']:.2%} of it waited for",
+        "communication of layers": f"{numbers['communication_of_layers_bytes'] / 1e9:.1f} GB a chip, "
+        f"{numbers['communication_of_layers_exposed_share']:.2%} of it waited for",
         "attention": f"{made.attention.visited} blocks a row and head, of {made.attention.causal} causal ones",
         "compiled in": f"{made.compiled.seconds:.0f} s",
     }

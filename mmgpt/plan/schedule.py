@@ -74,7 +74,8 @@ class Told:
     by_phase: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
     transfers: list[tuple[Collective, float, float]] = dataclasses.field(default_factory=list)
     """A collective, how often it runs, and the seconds waited for each."""
-    in_loops: list[bool] = dataclasses.field(default_factory=list)
+    in_layers: list[bool] = dataclasses.field(default_factory=list)
+    """Of each of them, whether it is in a loop over layers."""
     unknown: dict[str, int] = dataclasses.field(default_factory=lambda: collections.defaultdict(int))
     """Custom calls without any time, and how often they run."""
     largest: dict[str, float] = dataclasses.field(default_factory=lambda: collections.defaultdict(float))
@@ -92,11 +93,13 @@ class Told:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class _Within:
-    """Where an instruction is told: `times` in a step, `looped`, and among `pieces` from `at` on."""
+    """Where an instruction is told: `times` in a step, in so many `loops`, and among `pieces` from `at` on."""
 
     told: Told
     times: float = 1.0
-    looped: bool = False
+    loops: int = 0
+    of_layers: bool = False
+    """Whether one of those loops is over layers."""
     at: float = 0.0
     pieces: list[Piece] = dataclasses.field(default_factory=list)
 
@@ -134,10 +137,11 @@ def phase_of(op_name: str) -> Phase:
 
 
 class Schedule:
-    """Times the program of one chip."""
+    """Times the program of one chip; `microbatched`: there is a loop around those over layers."""
 
-    def __init__(self, program: Program, chip: Chip, torus: Torus, kernels: KernelTime):
+    def __init__(self, program: Program, chip: Chip, torus: Torus, kernels: KernelTime, *, microbatched: bool = False):
         self.program, self.chip, self.torus, self.kernels = program, chip, torus, kernels
+        self.microbatched = microbatched
         self._products: dict[str, bool] = {}
 
     def told(self) -> Told:
@@ -183,17 +187,31 @@ class Schedule:
             return spent, busy
         turns = trips(self.program.computations, instruction) or 1
         body, told, times = instruction.calls["body"], within.told, within.times
-        inside = _Within(told=told, times=times, looped=True)
+        of_layers = within.loops > 0 or not (self.microbatched and self._loops_inside_move(body))
+        looped = {"of_layers": of_layers, "loops": within.loops + 1}
+        inside = _Within(told=told, times=times, **looped)
         each, busy = self._run(body, busy, inside)
         seconds = each
         if turns > 1:
-            inside = _Within(told=told, times=times * (turns - 1), looped=True)
+            inside = _Within(told=told, times=times * (turns - 1), **looped)
             each, busy = self._run(body, busy, inside)
             seconds += each * (turns - 1)
         before = told.turns[body].times if body in told.turns else 0.0  # in another turn of a loop around this one
         told.turns[body] = Turn(times=before + times * turns, seconds=each, pieces=tuple(inside.pieces))
         within.pieces.append(Piece(begin=within.at, seconds=seconds, what="a loop", phase="", name=instruction.name))
         return seconds, busy
+
+    def _loops_inside_move(self, body: str) -> bool:
+        """Whether there are loops in a loop that move anything: then it may go over microbatches, and not over layers."""
+
+        def moves(name: str) -> bool:
+            inside = self.program.computations[name].values()
+            return any(found_in(self.program, i) or any(moves(loop) for loop in self._bodies(i)) for i in inside)
+
+        return any(moves(loop) for i in self.program.computations[body].values() for loop in self._bodies(i))
+
+    def _bodies(self, instruction: Instruction) -> list[str]:
+        return [instruction.calls["body"]] if instruction.opcode == "while" else []
 
     def _begun(self, computation: Computation, instruction: Instruction) -> list[Collective]:
         """What an instruction issues; what the compiler put in is told by the line that made what it moves."""
@@ -264,7 +282,7 @@ class Schedule:
         whole = sum(c.seconds for c in made)
         for c in made:
             told.transfers.append((c, times, wait * (c.seconds / whole if whole else 0.0)))
-            told.in_loops.append(within.looped)
+            told.in_layers.append(within.of_layers)
         return wait
 
     def _worked(self, instruction: Instruction, within: _Within) -> float:
@@ -309,10 +327,10 @@ def _carried(begun: list[Collective], end: float) -> Piece:
 
 
 def exposed_bytes(told: Told) -> tuple[float, float]:
-    """Bytes of communication inside loops, and those of them that were waited for (each by the share of its time)."""
+    """Bytes of communication in the layers, and those of them that were waited for (each by the share of its time)."""
     total = waited = 0.0
-    for (c, times, wait), looped in zip(told.transfers, told.in_loops, strict=True):
-        if looped:
+    for (c, times, wait), in_layers in zip(told.transfers, told.in_layers, strict=True):
+        if in_layers:
             total += c.bytes * times
             waited += c.bytes * times * (min(1.0, wait / c.seconds) if c.seconds else 0.0)
     return total, waited

@@ -41,7 +41,7 @@ MARGINS = {"step_seconds": 0.01, "memory_total": 0.01, "useful_flops_a_step": 1e
 def held(made: Plan) -> dict[str, Any]:
     numbers = made.numbers()
     found: dict[str, Any] = {key: numbers[key] for key in MARGINS}
-    found["exposed_share"] = round(numbers["communication_in_loops_exposed_share"], 2)
+    found["exposed_share"] = round(numbers["communication_of_layers_exposed_share"], 2)
     kinds: dict[str, list[float]] = {}
     for c, times, _ in made.told.transfers:
         where = f"{c.source.file} {c.source.function}" if c.source else "the compiler"

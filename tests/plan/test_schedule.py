@@ -83,6 +83,28 @@ def test_what_work_does_not_hide_is_waited_for_and_told_as_bytes() -> None:
     assert found.by_phase["forward"] == pytest.approx(5 * work, rel=1e-2)  # whole cycles
 
 
+@pytest.mark.parametrize(("microbatched", "runs"), [(True, 25), (False, 30)])
+def test_what_a_loop_over_microbatches_moves_itself_is_not_of_the_layers(microbatched: bool, runs: int) -> None:
+    layers, entry = BODY.format(c=1).split("ENTRY")
+    around = """
+%around (arg: (s32[], bf16[64,128])) -> (s32[], bf16[64,128]) {
+  %arg = (s32[], bf16[64,128]{1,0}) parameter(0)
+  %w = bf16[64,128]{1,0} get-tuple-element(%arg), index=1
+  %start = ((), ()) custom-call-start(), called_computations={%gathered}
+  %update = ((), ()) custom-call-update(%start, %w)
+  %done = bf16[1024,128]{1,0} custom-call-done(%update)
+  %layers = (s32[], bf16[64,128]{1,0}) while(%arg), condition=%condition, body=%body
+  ROOT %out = (s32[], bf16[64,128]{1,0}) tuple(%w, %w)
+}
+
+ENTRY"""
+    program = hlo.parse(HEAD + layers + around + entry.replace("body=%body", "body=%around"))
+    torus = Torus(V5P, cube(4, 4, 4))
+    found = Schedule(program, V5P, torus, lambda _: None, microbatched=microbatched).told()
+    assert sum(times for _, times, _ in found.transfers) == 30
+    assert exposed_bytes(found)[0] == pytest.approx(runs * 1024 * 128 * 2)
+
+
 def test_a_kernel_without_a_known_time_is_told() -> None:
     text = HEAD + BODY.format(c=1).replace(
         "%fill = bf16[4096,128]{1,0} broadcast(%zero), dimensions={}",
