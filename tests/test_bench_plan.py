@@ -50,7 +50,7 @@ def test_splash_takes_its_share_of_the_peak_and_the_rest_stays() -> None:
     share_forward, share_backward = SPLASH["v5p"]
     product = 2 * cells * 128 * 4 * 2  # of four heads, two rows on each chip
     splash = 3 * (2 * product / share_forward + 5 * product / share_backward) / made.chip.peak
-    assert with_splash(made, run) - rest == pytest.approx(splash, rel=0.05)  # ours has small kernels beside it
+    assert with_splash(made, run) - rest == pytest.approx(splash)
 
 
 def test_an_unknown_row_is_told(capsys: pytest.CaptureFixture[str]) -> None:

@@ -293,7 +293,7 @@ class Schedule:
                 if "tpu_custom_call" in instruction.line:
                     told.unknown[name] += int(times)
                 return 0.0
-            what: Work = "heads" if "heads_" in instruction.name else "attention"
+            what: Work = "attention" if re.search("attention_(forward|backward)", instruction.name) else "heads"
         elif instruction.opcode == "broadcast":
             seconds, what = size_of_result(instruction) / self.chip.bandwidth, "filling arrays"
         else:
