@@ -202,7 +202,7 @@ class Schedule:
         return seconds, busy
 
     def _loops_inside_move(self, body: str) -> bool:
-        """Whether there are loops in a loop that move anything: then it may go over microbatches, and not over layers."""
+        """Whether there are loops in a loop that move anything: it may go over microbatches then, not over layers."""
 
         def moves(name: str) -> bool:
             inside = self.program.computations[name].values()
