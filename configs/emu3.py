@@ -71,7 +71,7 @@ def _emu3_8b() -> Decoder.Config:
 def emu3_0_1b() -> Run:
     """A small decoder of Emu3's ids, 0.1 B parameters and 0.14 B in its table, which is tied: to try a mixture.
 
-    For v5e:2x4: 1.5 s a step of 0.66 M tokens, 44 % of the peak, 11 of 16 GB a chip.
+    For v5e:2x4: 1.4 s a step of 0.66 M tokens, 45 % of the peak, 11 of 16 GB a chip.
 
         mmgpt plan emu3_0_1b --topology v5e:2x4 --documents 4.1k
     """
@@ -102,7 +102,7 @@ def emu3_0_1b() -> Run:
 def emu3_1b() -> Run:
     """A decoder of Emu3's ids with 1.2 B parameters and 0.8 B in its tables.
 
-    For v5p:2x2x4: 7.0 s a step of 2.6 M tokens, 54 % of the peak, 58 of 95 GB a chip.
+    For v5p:2x2x4: 5.6 s a step of 2.6 M tokens, 67 % of the peak, 58 of 95 GB a chip.
 
         mmgpt plan emu3_1b --topology v5p:2x2x4 --documents 4.1k
     """
@@ -132,7 +132,7 @@ def emu3_1b() -> Run:
 def emu3_8b() -> Run:
     """Emu3's first stage: rows of 5,120 tokens of text and images.
 
-    For v5p:8x8x4: 10.0 s a step of 15.7 M tokens, 66 % of the peak, 60 of 95 GB a chip.
+    For v5p:8x8x4: 8.8 s a step of 15.7 M tokens, 74 % of the peak, 60 of 95 GB a chip.
 
         mmgpt plan emu3_8b --topology v5p:8x8x4 --documents 4.1k
     """
@@ -170,7 +170,7 @@ def emu3_8b_131k() -> Run:
 def emu3_5_34b() -> Run:
     """Emu3.5's first stage: 700,000 steps of 448 rows of 32,768 tokens, 10.3T in all, most of them video with words.
 
-    For v5p:8x8x8: 20.1 s a step of 14.7 M tokens, 65 % of the peak, 82 of 95 GB a chip.
+    For v5p:8x8x8: 19.5 s a step of 14.7 M tokens, 67 % of the peak, 82 of 95 GB a chip.
 
         mmgpt plan emu3_5_34b --topology v5p:8x8x8 --documents 4.1k
     """
