@@ -12,6 +12,7 @@ import subprocess
 from pathlib import Path
 from types import FrameType
 
+from mmgpt.core.ending import REQUEUE
 from mmgpt.core.log import console
 
 from .process import ended, until_done
@@ -92,7 +93,12 @@ class _Processes:
                 self._running.append(process)
                 if self.stopping:  # told while they were being started
                     process.terminate()
-            return ended(self._running, self._grace)
+            code = ended(self._running, self._grace)
+            if code not in (0, REQUEUE) and not self.stopping:
+                for number in range(len(commands)):
+                    said = Path(f"{logs}-{number}.log").read_text(errors="replace").strip().rpartition("\n")[2]
+                    console.print(f"{logs.name}-{number}.log ends: {said[:500]}", markup=False)
+            return code
         finally:
             self._signal(signal.SIGKILL)
 

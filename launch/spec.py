@@ -142,6 +142,8 @@ class JobSpec(Config):
                 f"--run-dir {self.run_dir}: give the absolute path of a folder that all machines of "
                 "the job see under the same name."
             )
+        for file in filter(Path.is_file, (folder, *folder.parents)):
+            raise LaunchError(f"--run-dir {self.run_dir}: {file} is a file; name a folder.")
         if not Path(self.workdir).is_absolute():
             raise LaunchError(f"job.workdir {self.workdir}: give an absolute path.")
         check_path(folder)

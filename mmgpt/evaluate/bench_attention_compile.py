@@ -27,7 +27,7 @@ from mmgpt.core.log import console
 from mmgpt.evaluate import bench_attention_ours, bench_attention_peers
 from mmgpt.evaluate.bench_attention_peers import Case
 from mmgpt.plan.attention import Cycles
-from mmgpt.plan.chips import LOCKED
+from mmgpt.plan.chips import INSTALL, LOCKED
 from mmgpt.plan.kernel_cycles import TARGETS, Kernel, read_all
 
 TOPOLOGIES = {"v5p": "v5p:2x2x1", "v5e": "v5e:2x2", "v6e": "v6e:2x2", "v7x": "tpu7x:2x2x1"}
@@ -107,10 +107,7 @@ def _reason(case: Case, stderr: str) -> str:
     lines = [line for line in stderr.splitlines() if re.match(r"^[\w.]*(Error|Exception)\b", line)]
     last = lines[-1].removeprefix("mmgpt.core.config.ConfigError: ") if lines else stderr[-500:]
     if "libtpu" in last.lower() or "topolog" in last.lower():
-        return (
-            f"no compiler for {case.target} ({last[:300]}); `pip install libtpu`. The documented figures "
-            "were taken with libtpu 0.0.52 and JAX 0.12.0.1 on Python 3.12."
-        )
+        return f"no compiler for {case.target} ({last[:300]}); {INSTALL}, of which the documented figures are."
     return f"{case.implementation} does not compile for {case.target}, head dim {case.head_dim}: {last[:700]}"
 
 

@@ -1,6 +1,7 @@
 """What a plan knows of a TPU: peak, memory, links, as published, and what its topologies are called."""
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import re
@@ -80,6 +81,8 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
     chip_of(topology)
     if slices < 1:
         raise ConfigError(f"--slices is {slices}; it must be at least 1.")
+    if (misfit := _misfit()) is not None:
+        raise ConfigError(f"no compiler for {topology}: {misfit}")
     os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
     # What a TPU's machine would say of itself. It changes no topology; without it libtpu complains at length.
     os.environ.setdefault("TPU_ACCELERATOR_TYPE", "v5litepod-8")
@@ -94,14 +97,28 @@ def devices(topology: str, slices: int = 1) -> list[Any]:
         raise ConfigError(_reason(topology, str(e)[:300])) from e
 
 
+INSTALL = "`pip install libtpu==0.0.52` where Python is 3.12 and JAX 0.12"
+"""How to get the compiler that figures here are of."""
+if jax.__version_info__ < (0, 12):
+    INSTALL += "; beside this JAX 0.0.42.1 is the one, whose compiler ends on some programs"
+
+
+def _misfit() -> str | None:
+    """What is wrong with the libtpu that is here, if anything: one of another JAX ends in the middle of a compile."""
+    if importlib.util.find_spec("libtpu") is None:
+        return f"libtpu is not installed; {INSTALL}."
+    have = importlib.metadata.version("libtpu")
+    if jax.__version_info__ < (0, 12) and not have.startswith("0.0.42"):
+        return f"libtpu {have} is not for JAX {jax.__version__}; {INSTALL}."
+    return None
+
+
 LOCKED = re.compile(r"ABORTED|already in use|lockfile", re.IGNORECASE)
 """What libtpu says where another process holds it."""
 
 
 def _reason(topology: str, said: str) -> str:
     """Why there is no compiler for a topology, by what was `said` when it was asked for, and what helps."""
-    if importlib.util.find_spec("libtpu") is None:
-        return f"no compiler for {topology}: libtpu is not installed; `pip install libtpu`."
     if LOCKED.search(said):
         return f"no compiler for {topology}: another process holds libtpu ({said}). Wait until it has ended."
     if "INVALID_ARGUMENT" in said:
@@ -110,4 +127,4 @@ def _reason(topology: str, said: str) -> str:
         return (
             f"--topology {topology!r}: libtpu knows no such pod ({said}). Name sides that one has, as {kind}:{sides}."
         )
-    return f"no compiler for {topology}: {said}. `pip install -U libtpu` brings one that fits the newest JAX."
+    return f"no compiler for {topology}: {said}. {INSTALL}."

@@ -29,6 +29,8 @@ def plan_run(
 ) -> None:
     """Tells a plan, with `search` the best of so many. ConfigError where run, topology or mesh cannot be."""
     check_writable(json_file, html)  # before minutes of compiling
+    if report.OLDER is not None:
+        console.print(f"warning: {report.OLDER}", style="yellow")  # now: it may end in the middle
     if search is not None:
         made = _searched(run, topology, slices, documents, search)
     else:

@@ -125,17 +125,19 @@ def plan(
     )
 
 
+OLDER = (
+    f"JAX {jax.__version__}: its compiler for TPUs lays some runs out worse and ends on others, and what it writes is "
+    "read only in part; plan with Python 3.12, JAX 0.12 or later and libtpu 0.0.52."
+    if jax.__version_info__ < (0, 12)
+    else None
+)
+"""What is to be known of plans by this JAX; None where they are as documented."""
 MOVERS = ("heads_forward", "heads_backward", "attention_sums", "attention_turn")
 """Kernels that take as long as the memory takes to move what they read and write."""
 
 
 def _warnings(found: Compiled, told: Told, chip: Chip) -> list[str]:
-    said = []
-    if jax.__version_info__ < (0, 12):
-        said.append(
-            f"JAX {jax.__version__}: what its compiler for TPUs writes is read only in part, and it lays some runs out "
-            "worse; plan with JAX 0.12 or later and libtpu 0.0.52 (Python 3.12)."
-        )
+    said = [] if OLDER is None else [OLDER]
     if found.memory.share > 0.9:
         said.append(f"memory: {found.memory.share:.0%} of a chip's; leave a tenth for what the runtime needs.")
     said += _ill_laid(found)
@@ -224,6 +226,8 @@ def _mesh(shape: Mapping[str, int]) -> str:
 
 
 def tell(made: Plan) -> None:
-    """Warnings on the console."""
+    """Warnings on the console, but for the one that is told before the compile."""
     for warning in made.warnings:
+        if warning == OLDER:
+            continue
         console.print(f"warning: {warning}", style="yellow")

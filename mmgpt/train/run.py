@@ -154,6 +154,7 @@ def check(run: Run) -> None:
         if value < low:
             raise ConfigError(f"{name} is {value}; it must be at least {low}.")
     run.data.check()
+    run.optimizer.build(run.steps)
     if run.ema is not None and not 0 < run.ema < 1:
         raise ConfigError(f"ema is {run.ema}; it is the decay of an average, between 0 and 1.")
     if isinstance(run.model, VisionConfig):

@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import shlex
 import signal
 import socket
 import subprocess
@@ -56,6 +57,12 @@ def dry(*arguments: object, backend: str = "slurm", run_dir: object = "/srv/runs
         (["quickstart", "--backend", "slurm"], "`mmgpt run quickstart` runs a recipe"),
         (dry(run_dir="runs/x"), "--run-dir runs/x: give the absolute path"),
         (dry(run_dir="/srv/../x"), "--run-dir /srv/../x: give the absolute path"),
+        (dry(run_dir="/etc/passwd"), "--run-dir /etc/passwd: /etc/passwd is a file; name a folder."),
+        (dry(run_dir="/etc/passwd/x"), "--run-dir /etc/passwd/x: /etc/passwd is a file; name a folder."),
+        (
+            dry("--optimizer.warmup", "90", "--steps", "90"),
+            "optimizer.warmup 90 is not shorter than the run of 90 steps",
+        ),
         (dry(run_dir="/srv/runs[1]"), "no checkpoint can be written under a path with ["),
         (dry(run_dir="/srv/a\nb"), "job.run_dir holds '/srv/a\\nb': give it without line breaks"),
         (dry(run_dir="/srv/a\\b"), "sbatch reads a backslash as an escape"),
@@ -253,14 +260,14 @@ def test_a_sweep_writes_the_resolved_config_of_each_run(
     sbatch: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     run_dir = tmp_path / "runs"
-    arguments = ["steps=7", "--sweep", "optimizer.learning_rate=1e-4,3e-4", "--sweep", "data.batch_rows=8,16"]
+    arguments = ["steps=700", "--sweep", "optimizer.learning_rate=1e-4,3e-4", "--sweep", "data.batch_rows=8,16"]
     out, _ = told(capfd, "quickstart_model", "--backend", "slurm", "--run-dir", run_dir, *arguments)
     preset = presets.preset("quickstart_model")
     assert isinstance(preset, Run)
     found = [config.load(run_dir / "jobs" / "1" / "tasks" / str(task) / "config.json") for task in range(4)]
     assert found == [
         preset.replace(
-            steps=7,
+            steps=700,
             optimizer=preset.optimizer.replace(learning_rate=rate),
             data=preset.data.replace(batch_rows=rows),
         )
@@ -272,7 +279,7 @@ def test_a_sweep_writes_the_resolved_config_of_each_run(
     assert "optimizer.learning_rate=3e-4 data.batch_rows=16" in out
     saved = config.load(run_dir / "jobs" / "1" / "job.json")
     assert isinstance(saved, JobSpec)
-    assert saved.preset == "quickstart_model" and saved.overrides == ("steps=7",) and len(saved.sweep) == 2
+    assert saved.preset == "quickstart_model" and saved.overrides == ("steps=700",) and len(saved.sweep) == 2
 
 
 # --- a submission on the disk
@@ -392,3 +399,13 @@ def _taken(asked: JobSpec) -> bool:
     except LaunchError:
         return False
     return True
+
+
+def test_the_recipes_of_the_page_run_as_they_are_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "launch.md").read_text()
+    recipes = page.split("## Recipes")[1].split("```")[1].replace("\\\n", " ").replace("$PWD", str(tmp_path))
+    commands = [shlex.split(line) for line in recipes.splitlines() if line.startswith("mmgpt ")]
+    assert len(commands) >= len(BACKENDS)
+    for _, _, *arguments in commands:
+        out, _ = told(capfd, *arguments, "--dry-run")
+        assert "mmgpt train" in out

@@ -72,9 +72,10 @@ def test_a_preempted_run_starts_again_without_counting(tmp_path: Path, code: int
     assert len((tmp_path / "runs").read_text().splitlines()) == 6
 
 
-def test_a_failing_run_starts_again_so_often_and_no_more(tmp_path: Path) -> None:
-    found = ready(tmp_path, "echo . >> runs; exit 9", max_restarts=2)
+def test_a_failing_run_starts_again_so_often_and_no_more(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = ready(tmp_path, "echo . >> runs; echo first; echo [why]; exit 9", max_restarts=2)
     assert submit(found) == 9
+    assert "".join(capsys.readouterr()).count("-0.log ends: [why]\n") == 3
     assert len((tmp_path / "runs").read_text().splitlines()) == 3
 
 
