@@ -2,7 +2,6 @@
 
 import importlib
 import os
-import shlex
 import signal
 import socket
 import subprocess
@@ -399,13 +398,3 @@ def _taken(asked: JobSpec) -> bool:
     except LaunchError:
         return False
     return True
-
-
-def test_the_recipes_of_the_page_run_as_they_are_printed(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    page = (Path(__file__).parents[2] / "docs" / "launch.md").read_text()
-    recipes = page.split("## Recipes")[1].split("```")[1].replace("\\\n", " ").replace("$PWD", str(tmp_path))
-    commands = [shlex.split(line) for line in recipes.splitlines() if line.startswith("mmgpt ")]
-    assert len(commands) >= len(BACKENDS)
-    for _, _, *arguments in commands:
-        out, _ = told(capfd, *arguments, "--dry-run")
-        assert "mmgpt train" in out
