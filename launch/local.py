@@ -96,8 +96,7 @@ class _Processes:
             code = ended(self._running, self._grace)
             if code not in (0, REQUEUE) and not self.stopping:
                 for number in range(len(commands)):
-                    said = Path(f"{logs}-{number}.log").read_text(errors="replace").strip().rpartition("\n")[2]
-                    console.print(f"{logs.name}-{number}.log ends: {said[:500]}", markup=False)
+                    console.print(f"{logs.name}-{number}.log ends: {_last_line(f'{logs}-{number}.log')}", markup=False)
             return code
         finally:
             self._signal(signal.SIGKILL)
@@ -112,6 +111,13 @@ class _Processes:
     def _signal(self, number: int) -> None:
         for process in self._running:
             process.send_signal(number)
+
+
+def _last_line(path: str) -> str:
+    """What a log ends with, of which only the end is read: it may be long."""
+    with open(path, "rb") as log:
+        log.seek(max(0, os.path.getsize(path) - 2000))
+        return log.read().decode(errors="replace").strip().rpartition("\n")[2]
 
 
 def _free_port() -> int:

@@ -203,15 +203,8 @@ class Schedule:
 
     def _loops_inside_move(self, body: str) -> bool:
         """Whether there are loops in a loop that move anything: it may go over microbatches then, not over layers."""
-
-        def moves(name: str) -> bool:
-            inside = self.program.computations[name].values()
-            return any(found_in(self.program, i) or any(moves(loop) for loop in self._bodies(i)) for i in inside)
-
-        return any(moves(loop) for i in self.program.computations[body].values() for loop in self._bodies(i))
-
-    def _bodies(self, instruction: Instruction) -> list[str]:
-        return [instruction.calls["body"]] if instruction.opcode == "while" else []
+        inside = self.program.computations[body].values()
+        return any(i.opcode == "while" and found_in(self.program, i) for i in inside)
 
     def _begun(self, computation: Computation, instruction: Instruction) -> list[Collective]:
         """What an instruction issues; what the compiler put in is told by the line that made what it moves."""
