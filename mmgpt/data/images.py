@@ -182,6 +182,10 @@ class ImageRows:
         held_out = {pictures.name: len(pictures.held_out) for pictures in self._pictures}
         return {"rows": self._rows, "sources": sources, "held_out": held_out, "rejected_at_load": len(self._rejects)}
 
+    def grow(self, rows: int) -> None:
+        """See `Rows.grow`."""
+        self._rows = rows
+
     def close(self) -> None:
         """Lets go of what is kept in memory; the loader is not used again."""
         self._cache = Cache(0)

@@ -59,6 +59,11 @@ class Rows(Protocol):
 
     def held_out_batches(self, name: str, count: int) -> list[Batch]: ...
     def summary(self) -> dict[str, Any]: ...
+
+    def grow(self, rows: int) -> None:
+        """Makes them the first `rows` rows: the same as before, and more. Nothing is opened again."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -186,6 +191,11 @@ class PackedRows:
     def summary(self) -> dict[str, Any]:
         """Fill, tokens and epochs by source, what was rejected by the plan and at load; plain values."""
         return self.plan.summary() | {"rejected_at_load": len(self._read.rejects)}
+
+    def grow(self, rows: int) -> None:
+        """See `Rows.grow`: the plan is made, or mapped, when it is asked for next."""
+        self._count = rows
+        self.__dict__.pop("plan", None)
 
     def close(self) -> None:
         """Lets go of what is kept in memory; the loader is not used again."""

@@ -357,7 +357,7 @@ class Dataset:
                 raise DatasetError(f"{path}: its hash differs from the manifest. Copy it again.")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Dataset, (self.directory,)  # open readers stay in their process
+        return _opened_again, (self.directory,)  # open readers stay in their process
 
     def _reader(self, shard: int) -> ArrayRecordReader:
         reader = self._readers[shard]
@@ -369,6 +369,17 @@ class Dataset:
                     reader = ArrayRecordReader(str(path), "readahead_buffer_size:0")
                     self._readers[shard] = reader
         return reader
+
+
+def _opened_again(directory: Path) -> Dataset:
+    """A dataset that was whole when it was opened first: where it is not now it is tried again, as a record is."""
+    for wait in WAITS:
+        try:
+            return Dataset(directory)
+        except DatasetError as e:
+            log.warning("%s Trying again in %s s", e, wait)
+            time.sleep(wait)
+    return Dataset(directory)
 
 
 def _lacking(path: Path, size: int) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 
 from mmgpt.core.log import Metrics
+from mmgpt.data.loader import Rows
 from mmgpt.dist import hosts
 from mmgpt.train.checkpoint import Checkpoints
 from mmgpt.train.goodput import Clock
@@ -28,6 +29,7 @@ class Life:
 
     built: Built
     run_dir: Path
+    rows: Rows
     checkpoints: Checkpoints
     metrics: Metrics
     clock: Clock

@@ -8,7 +8,6 @@ from pathlib import Path
 import jax
 
 from mmgpt.core.log import Metrics, Untold, write_json
-from mmgpt.data.loader import Rows
 from mmgpt.dist import axes as rules
 from mmgpt.dist import hosts
 from mmgpt.train import goodput, replay
@@ -59,7 +58,9 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None, export: Hook | None
             built.structure, built.objective, built.optimizer, seed=run.seed, ema=run.ema, microbatches=run.microbatches
         )
         skips = Skips.load(run_dir, run.data.batch_rows)
-        life = Life(built, run_dir, checkpoints, metrics, clock, step, skips, run.spikes.build(), hook, export)
+        with hosts.stoppable(), hosts.watched():
+            rows = held.enter_context(contextlib.closing(build_rows(built, run_dir, skips)))
+        life = Life(built, run_dir, rows, checkpoints, metrics, clock, step, skips, run.spikes.build(), hook, export)
         again = False
         while True:
             with hosts.stoppable(), hosts.watched():
@@ -71,6 +72,7 @@ def train(run: Run, run_dir: Path, hook: Hook | None = None, export: Hook | None
             if not isinstance(met, Spike):
                 raise met
             life.skips = go_back(met, life.skips, run, checkpoints, run_dir)
+            rows.grow(life.skips.rows(run.steps))
             going_on = again = True
 
 
@@ -78,30 +80,29 @@ def _from_the_newest(life: Life, going_on: bool, again: bool) -> Outcome:
     """Trains from the newest checkpoint that the skips allow; `again` after a rollback. Raises Spike."""
     run, skips = life.built.run, life.skips
     life.spikes = run.spikes.build([skips.step(change.step * skips.batch_rows) + 1 for change in changes(run)])
-    with contextlib.closing(build_rows(life.built, life.run_dir, skips)) as rows:
-        state, first, meta = start(life.built, life.run_dir, life.checkpoints, skips)
-        if not again:
-            record(run, life.run_dir, going_on)
-        life.spikes.recall(meta.get("spikes"))
-        if again:
-            life.clock.go_back(meta.get("seconds", {}))
-        elif hosts.is_lead():
-            life.clock.begin(meta.get("seconds", {}), goodput.spent(life.metrics.path, meta.get("steps") == first))
-        if going_on:
-            life.metrics.truncate(first, again=("held_out",) if meta.get("owed") else ())
-        if again:
-            life.metrics.write(first, skips.told(), "rollback")
-        if hosts.is_lead():
-            write_json(life.run_dir / "data.json", rows.summary())
-        return _steps(life, rows, state, first, meta.get("owed", False))
+    state, first, meta = start(life.built, life.run_dir, life.checkpoints, skips)
+    if not again:
+        record(run, life.run_dir, going_on)
+    life.spikes.recall(meta.get("spikes"))
+    if again:
+        life.clock.go_back(meta.get("seconds", {}))
+    elif hosts.is_lead():
+        life.clock.begin(meta.get("seconds", {}), goodput.spent(life.metrics.path, meta.get("steps") == first))
+    if going_on:
+        life.metrics.truncate(first, again=("held_out",) if meta.get("owed") else ())
+    if again:
+        life.metrics.write(first, skips.told(), "rollback")
+    if hosts.is_lead():
+        write_json(life.run_dir / "data.json", life.rows.summary())
+    return _steps(life, state, first, meta.get("owed", False))
 
 
-def _steps(life: Life, rows: Rows, state: State, first: int, owed: bool) -> Outcome:
+def _steps(life: Life, state: State, first: int, owed: bool) -> Outcome:
     built, clock, metrics, spikes, checkpoints = life.built, life.clock, life.metrics, life.spikes, life.checkpoints
     run = built.run
     share = rules.share("batch", built.mesh)
-    held_out = HeldOut(built, rows, share)
-    batches = feed(rows, life.skips, first, share)
+    held_out = HeldOut(built, life.rows, share)
+    batches = feed(life.rows, life.skips, first, share)
     every = run.replay_every if run.replay_every is not None and replay.possible() else run.steps + 1
     life.owed = owed
     if owed:

@@ -196,7 +196,6 @@ def _check_ids(model: ModelConfig, objective: ObjectiveConfig, grammar: Grammar)
 def build_rows(built: Built, run_dir: Path | None, skips: Skips | None = None) -> Rows:
     """The loader of all rows the run will see or skip; bad samples are listed in `run_dir`, or nowhere."""
     run = built.run
-    skips = skips or Skips(run.data.batch_rows)
     ways = rules.ways("batch", built.mesh)
     parts = ways * run.microbatches
     if run.data.batch_rows % parts:
@@ -204,12 +203,8 @@ def build_rows(built: Built, run_dir: Path | None, skips: Skips | None = None) -
             f"data.batch_rows {run.data.batch_rows} does not divide over {ways} devices in microbatches="
             f"{run.microbatches}; give a multiple of {parts}, or another mesh."
         )
-    return run.data.build(
-        built.grammar,
-        seed=run.seed,
-        rows=skips.row(run.steps - 1) + run.data.batch_rows,
-        folder=run_dir,
-    )
+    count = (skips or Skips(run.data.batch_rows)).rows(run.steps)
+    return run.data.build(built.grammar, seed=run.seed, rows=count, folder=run_dir)
 
 
 def _begun(run_dir: Path) -> bool:

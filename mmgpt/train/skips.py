@@ -64,6 +64,10 @@ class Skips:
             row += stop - first
         return row
 
+    def rows(self, steps: int) -> int:
+        """How many rows that many steps see or leave out."""
+        return self.row(steps - 1) + self.batch_rows
+
     def step(self, row: int) -> int:
         """How many steps the rows before `row` make: at what a checkpoint's position must be its own step."""
         skipped = sum(min(stop, row) - first for first, stop in self._ranges() if first < row)

@@ -4,6 +4,7 @@ import copy
 import errno
 import json
 import os
+import pickle
 import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -381,3 +382,23 @@ def test_a_file_that_cannot_be_read_for_a_while_costs_no_record(
     with pytest.raises(RecordError, match="copy the shard again"):
         [dataset[number] for number in range(9)]
     assert not waited
+
+
+@pytest.mark.parametrize("harm", [gone, cut])
+def test_a_worker_waits_for_a_file_that_cannot_be_read_as_it_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Any
+):
+    """Its parent has opened the dataset, which was whole then."""
+    with Writer(tmp_path / "d", name="some") as writer:
+        for i in range(9):
+            writer.write(example(i))
+    (path,) = (tmp_path / "d").glob("*.array_record")
+    data, waited = path.read_bytes(), list[float]()
+    sent = pickle.dumps(Dataset(tmp_path / "d"))
+    monkeypatch.setattr(record.time, "sleep", waited.append)
+    harm(path, data)
+    with pytest.raises(DatasetError, match=rf"{path.name}: .*the manifest says"):
+        pickle.loads(sent)
+    assert sum(waited) > 60
+    monkeypatch.setattr(record.time, "sleep", lambda _: path.write_bytes(data))
+    assert [d.key for d in pickle.loads(sent)] == [f"key-{i}" for i in range(9)]

@@ -18,6 +18,9 @@ PACKAGES = ("slurmctld", "slurmd", "slurm-client", "slurm-wlm-basic-plugins", "m
 NODES = ("n0", "n1")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "mmgpt" / "slurm"
 
+ENDED = "BOOT_FAIL CANCELLED COMPLETED DEADLINE FAILED NODE_FAIL OUT_OF_MEMORY PREEMPTED TIMEOUT".split()
+"""States of a job that is done; all others pass, as SIGNALING does, which a job is in while it is sent a signal."""
+
 WITH_ME = ("setpriv", "--pdeathsig", "KILL")
 """What makes a daemon end with the process that started it, whatever ends that."""
 
@@ -184,6 +187,11 @@ class Cluster:
 
         self.until(waits, lambda: f"not queued again: {self.job(number)}, nodes {self.states()}")
         self.run("scontrol", "update", f"jobid={number}", "starttime=now+3")
+
+    def ended(self, number: str, otherwise: Callable[[], str], seconds: float = 180.0) -> dict[str, str]:
+        """Waits for a job's end; what Slurm says of it then."""
+        self.until(lambda: self.job(number)["JobState"] in ENDED, lambda: f"{self.job(number)}\n{otherwise()}", seconds)
+        return self.job(number)
 
     def until(self, holds: Callable[[], bool], otherwise: str | Callable[[], str], seconds: float = 180.0) -> None:
         """Waits for something; AssertionError when it does not come."""

@@ -35,12 +35,7 @@ def submit(on: Cluster, run_dir: Path, python: Path, *arguments: str) -> str:
 
 
 def ended(on: Cluster, job: str, run_dir: Path) -> dict[str, str]:
-    """Waits until a job has left the queue."""
-    on.until(
-        lambda: on.job(job)["JobState"] not in ("PENDING", "RUNNING", "COMPLETING", "CONFIGURING"),
-        lambda: f"{on.job(job)}\n{slurm.said(run_dir)}",
-    )
-    return on.job(job)
+    return on.ended(job, lambda: slurm.said(run_dir))
 
 
 @pytest.mark.multiproc

@@ -21,7 +21,7 @@ from mmgpt.core import config
 from mmgpt.core.log import read_metrics
 from mmgpt.train.run import Run
 from tests import tiny
-from tests.launch.slurm_cluster import NODES, Cluster, cluster
+from tests.launch.slurm_cluster import ENDED, NODES, Cluster, cluster
 from tests.train.test_loop import same_end
 
 ROOT = Path(__file__).parents[2]
@@ -53,7 +53,7 @@ def at_step(on: Cluster, job: str, run_dir: Path, step: int) -> None:
     """Waits until the job has done a step."""
 
     def reached() -> bool:
-        assert on.job(job)["JobState"] in ("PENDING", "RUNNING", "COMPLETING"), said(run_dir)
+        assert on.job(job)["JobState"] not in ENDED, said(run_dir)
         path = run_dir / "metrics.jsonl"
         return path.exists() and any(line["step"] >= step for line in read_metrics(path))
 
@@ -62,13 +62,9 @@ def at_step(on: Cluster, job: str, run_dir: Path, step: int) -> None:
 
 def finished(on: Cluster, job: str, run_dir: Path) -> int:
     """Waits for the end of a job, which must be a good one; returns how often it was put back into the queue."""
-    on.until(
-        lambda: on.job(job)["JobState"] in ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL"),
-        lambda: f"{on.job(job)}\n{said(run_dir)}",
-        600,
-    )
-    assert on.job(job)["JobState"] == "COMPLETED", f"{on.job(job)}\n{said(run_dir)}"
-    return int(on.job(job)["Restarts"])
+    state = on.ended(job, lambda: said(run_dir), 600)
+    assert state["JobState"] == "COMPLETED", f"{state}\n{said(run_dir)}"
+    return int(state["Restarts"])
 
 
 def said(run_dir: Path) -> str:

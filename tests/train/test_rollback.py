@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ import numpy as np
 import pytest
 
 from mmgpt.core.log import read_metrics
-from mmgpt.train import loop
+from mmgpt.train import loop, rollback
 from mmgpt.train import run as runs
 from mmgpt.train.checkpoint import Checkpoints
 from mmgpt.train.feed import feed
@@ -77,6 +78,28 @@ def test_a_run_leaves_a_spike_behind_and_says_so(healed: Path, capsys: pytest.Ca
     assert all(np.isfinite(line["loss"]) and line["skipped"] == 0 for line in train.values())
     aside = [path.name for path in (healed / "checkpoints").iterdir() if "abandoned" in path.name]
     assert sorted(aside) == ["10.abandoned-1", "8.abandoned-1"]  # the third, of step 6, was gone back to
+
+
+def test_data_that_is_away_as_a_run_goes_back_does_not_end_it(
+    made: Run, healed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a network share that is gone for a moment: reading waits for it, and nothing is opened again."""
+    shards = [path for source in made.data.sources for path in Path(source.path).glob("*.array_record")]
+    back = threading.Timer(0.5, lambda: [path.with_suffix(".away").rename(path) for path in shards])
+
+    def go_back(*arguments: Any) -> Skips:
+        for path in shards:
+            path.rename(path.with_suffix(".away"))
+        back.start()
+        return rollback.go_back(*arguments)
+
+    monkeypatch.setattr(loop, "go_back", go_back)
+    run = made.replace(data=made.data.replace(cache_bytes=0, prefetch=1))
+    try:
+        assert trained(run, tmp_path / "run", monkeypatch, nan=batches(9, 12)) == Outcome(STEPS, False)
+    finally:
+        back.join()
+    assert same(tmp_path / "run", healed, made)
 
 
 def test_the_order_of_batches_is_that_of_the_record_for_any_number_of_hosts(made: Run, healed: Path) -> None:
