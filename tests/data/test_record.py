@@ -4,7 +4,6 @@ import copy
 import errno
 import json
 import os
-import pickle
 import shutil
 import struct
 from concurrent.futures import ThreadPoolExecutor
@@ -341,64 +340,3 @@ def test_a_bad_document_costs_only_itself(tmp_path: Path):
             writer.write(Document(key="bad", segments=(Text(text="\ud800"),)))
         writer.write(example(1))
     assert [d.key for d in Dataset(tmp_path / "d")] == ["key-0", "key-1"]
-
-
-def gone(path: Path, data: bytes) -> None:
-    path.unlink(missing_ok=True)  # a reader that is open still has it
-
-
-def cut(path: Path, data: bytes) -> None:
-    os.truncate(path, 1000)
-
-
-@pytest.mark.parametrize("harm", [gone, cut])
-def test_a_file_that_cannot_be_read_for_a_while_costs_no_record(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Any
-):
-    with Writer(tmp_path / "d", name="some") as writer:
-        for i in range(9):
-            writer.write(example(i))
-    (path,) = (tmp_path / "d").glob("*.array_record")
-    data, waited = path.read_bytes(), list[float]()
-    dataset = Dataset(tmp_path / "d")  # its reader opens the file later
-    monkeypatch.setattr(record.time, "sleep", waited.append)
-    harm(path, data)
-    with pytest.raises(DatasetError, match=rf"{path.name}: .*, for a minute\. Make it readable"):
-        dataset[0]
-    assert 60 < sum(waited) < 90 and len(waited) == len(record.WAITS)
-
-    def mended(seconds: float) -> None:
-        waited.append(seconds)
-        if len(waited) % 3 == 0:
-            path.write_bytes(data)
-
-    monkeypatch.setattr(record.time, "sleep", mended)
-    for number in (0, 8):
-        waited.clear()
-        assert dataset[number].key == f"key-{number}"
-        harm(path, data)
-    path.write_bytes(bytes(len(data)))  # of the right size: the records are to blame
-    dataset, waited[:] = Dataset(tmp_path / "d"), []
-    with pytest.raises(RecordError, match="copy the shard again"):
-        [dataset[number] for number in range(9)]
-    assert not waited
-
-
-@pytest.mark.parametrize("harm", [gone, cut])
-def test_a_worker_waits_for_a_file_that_cannot_be_read_as_it_starts(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Any
-):
-    """Its parent has opened the dataset, which was whole then."""
-    with Writer(tmp_path / "d", name="some") as writer:
-        for i in range(9):
-            writer.write(example(i))
-    (path,) = (tmp_path / "d").glob("*.array_record")
-    data, waited = path.read_bytes(), list[float]()
-    sent = pickle.dumps(Dataset(tmp_path / "d"))
-    monkeypatch.setattr(record.time, "sleep", waited.append)
-    harm(path, data)
-    with pytest.raises(DatasetError, match=rf"{path.name}: .*the manifest says"):
-        pickle.loads(sent)
-    assert sum(waited) > 60
-    monkeypatch.setattr(record.time, "sleep", lambda _: path.write_bytes(data))
-    assert [d.key for d in pickle.loads(sent)] == [f"key-{i}" for i in range(9)]
