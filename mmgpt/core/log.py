@@ -117,16 +117,19 @@ def _duration(seconds: float) -> str:
 
 
 def check_writable(*paths: Path | None) -> None:
-    """OSError, which names the path, unless files can be written there: to be called before work that it ends."""
+    """OSError, which names the path, unless files can be written there: to be called before work that it ends.
+
+    Nothing is made there, nor are folders above it.
+    """
     for path in filter(None, paths):
         if path.is_dir():
             raise IsADirectoryError(errno.EISDIR, "is a folder, not a file", str(path))
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=path.parent):
+            there = next(folder for folder in path.absolute().parents if folder.exists())
+            if not there.is_dir():
+                raise NotADirectoryError(errno.ENOTDIR, f"{there} is no folder")
+            with tempfile.TemporaryFile(dir=there):
                 pass
-        except FileExistsError as error:  # as mkdir says it
-            raise NotADirectoryError(errno.ENOTDIR, f"{path.parent} is no folder", str(path)) from error
         except OSError as error:
             error.filename = str(path)
             raise

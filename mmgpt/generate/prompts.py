@@ -103,9 +103,13 @@ def read_text(text: str, role: str = "", where: str = "--prompt") -> Piece:
     return Piece(text=text, role=role)
 
 
-def _decoded(path: Path, decode: Callable[[bytes], Decoded]) -> Decoded:
+def _check_file(path: Path) -> None:
     if not path.is_file():
-        raise PromptError(f"{path}: no such file.")
+        raise PromptError(f"{path}: {'is a folder; name one file' if path.is_dir() else 'no such file'}.")
+
+
+def _decoded(path: Path, decode: Callable[[bytes], Decoded]) -> Decoded:
+    _check_file(path)
     try:
         return decode(path.read_bytes())
     except MediaError as e:
@@ -117,8 +121,7 @@ def read_pieces(path: Path) -> list[Piece]:
 
     One piece may hold several: media come before the text. Files are named from the folder of the list.
     """
-    if not path.is_file():
-        raise PromptError(f"{path}: no such file.")
+    _check_file(path)
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as e:  # of JSON, of its encoding, of its depth, of a number's length

@@ -169,6 +169,7 @@ def test_a_conversation_in_which_nobody_asks_is_told(
     ("arguments", "message"),
     [
         (("--image", "none.png"), "none.png: no such file"),
+        (("--image", "."), ".: is a folder; name one file"),
         (("--count", "0"), "ask for at least one"),
         (("--size", "2*"), "--size is '2*'; give H*W places"),
         (("--size", "9*12px"), "sides in pixels are multiples of 4"),
