@@ -8,12 +8,12 @@ import pytest
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
-# Nor is one where eight devices do not meet within 40 s, after which XLA would end the process.
-PATIENT = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
-os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {PATIENT}".strip()
-
 hypothesis.settings.register_profile("mmgpt", deadline=None)  # a busy machine is no fault of the code
 hypothesis.settings.load_profile("mmgpt")
+
+# Nor is it where eight devices do not meet within 40 s, after which XLA would end the process.
+_patient = "--xla_cpu_collective_call_terminate_timeout_seconds=600"
+os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_patient}".strip()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

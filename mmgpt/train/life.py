@@ -25,7 +25,7 @@ Hook = Callable[[Opened, Metrics], None]
 
 @dataclasses.dataclass
 class Life:
-    """What a process trains with; a rollback changes `skips` and `spikes`."""
+    """What a process trains with; a rollback changes `skips` and `spikes`, and makes `rows` more."""
 
     built: Built
     run_dir: Path

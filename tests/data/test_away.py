@@ -20,13 +20,18 @@ def cut(path: Path, data: bytes) -> None:
     os.truncate(path, 1000)
 
 
+def whole(folder: Path) -> tuple[Path, bytes]:
+    """The one shard of a dataset of nine documents that is written there, and its bytes."""
+    written(folder, 9)
+    (path,) = folder.glob("*.array_record")
+    return path, path.read_bytes()
+
+
 @pytest.mark.parametrize("harm", [gone, cut])
 def test_a_file_that_cannot_be_read_for_a_while_costs_no_record(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Any
 ):
-    written(tmp_path / "d", 9)
-    (path,) = (tmp_path / "d").glob("*.array_record")
-    data, waited = path.read_bytes(), list[float]()
+    (path, data), waited = whole(tmp_path / "d"), list[float]()
     dataset = Dataset(tmp_path / "d")  # its reader opens the file later
     monkeypatch.setattr(record.time, "sleep", waited.append)
     harm(path, data)
@@ -56,9 +61,7 @@ def test_a_worker_waits_for_a_file_that_cannot_be_read_as_it_starts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, harm: Any
 ):
     """Its parent has opened the dataset, which was whole then."""
-    written(tmp_path / "d", 9)
-    (path,) = (tmp_path / "d").glob("*.array_record")
-    data, waited = path.read_bytes(), list[float]()
+    (path, data), waited = whole(tmp_path / "d"), list[float]()
     sent = pickle.dumps(Dataset(tmp_path / "d"))
     monkeypatch.setattr(record.time, "sleep", waited.append)
     harm(path, data)
